@@ -1,0 +1,431 @@
+"""The complete configuration of one run: a tree of frozen dataclasses whose defaults are the paper's.
+
+Knows the standard library only, so that planning ten thousand runs or printing help never imports torch or a
+simulator. There is one way to change a value, `override(config, {"planner.candidates": 500})`; presets, ablation
+files and `--set` all go through it. Values bound to a task (the action repeat) live in `planet.tasks`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Picture = Literal["exact", "near", "fast"]
+Transition = Literal["rssm", "ssm", "drnn"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _at_least(section: str, low: float, **values: float) -> None:
+    for name, value in values.items():
+        _require(value >= low, f"{section}.{name} must be at least {low}, got {value!r}")
+
+
+def _positive(section: str, **values: float) -> None:
+    for name, value in values.items():
+        _require(value > 0, f"{section}.{name} must be greater than 0, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnvConfig:
+    action_repeat: int = 0
+    """R: environment steps per decision, rewards summed, last frame kept. 0: each task's own (`planet.tasks`)."""
+    episode_env_steps: int = 1000
+    """Length of an episode in environment steps (dm_control's own limit, 1,000)."""
+    picture: Picture = "exact"
+    """`exact` equals dm_control's own picture; `near` and `fast` trade small pixel differences for speed."""
+
+    def __post_init__(self) -> None:
+        _at_least("env", 0, action_repeat=self.action_repeat)
+        _at_least("env", 1, episode_env_steps=self.episode_env_steps)
+        _require(
+            self.episode_env_steps <= 1000,
+            f"env.episode_env_steps must be at most 1000 (dm_control's limit), got {self.episode_env_steps}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    transition: Transition = "rssm"
+    """`rssm`: deterministic and stochastic path (PlaNet). `ssm`: stochastic only. `drnn`: two GRUs around a
+    stochastic sequence (paper, Figure 8)."""
+    stoch: int = 30
+    """Size of s_t."""
+    deter: int = 200
+    """Size of h_t (GRU units)."""
+    hidden: int = 200
+    """Width of the dense layers inside the transition."""
+    min_std: float = 0.1
+    """Added after the softplus in prior and posterior."""
+    mean_only: bool = False
+    """Use the mean in place of a sample, in prior and posterior (the deterministic ablations)."""
+    activation: Literal["relu", "elu"] = "relu"
+    """Of the dense layers in transition and reward head; convolutions stay ReLU."""
+    conv_depth: int = 32
+    """Channels of the encoder's first layer; 32 gives the paper's 32/64/128/256 and 1024 features."""
+    reward_layers: int = 2
+    reward_units: int = 200
+    bit_depth: int = 5
+    """Bits per colour channel the model sees; 8 keeps the picture as it is (dequantisation noise stays)."""
+
+    def __post_init__(self) -> None:
+        _at_least(
+            "model", 1, stoch=self.stoch, deter=self.deter, hidden=self.hidden, conv_depth=self.conv_depth,
+            reward_layers=self.reward_layers, reward_units=self.reward_units,
+        )  # fmt: skip
+        _at_least("model", 0, min_std=self.min_std)
+        _require(1 <= self.bit_depth <= 8, f"model.bit_depth must be in 1..8, got {self.bit_depth}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveConfig:
+    kl_scale: float = 1.0
+    """beta: weight of KL(posterior || prior)."""
+    free_nats: float = 3.0
+    """The KL of every (batch, time) element, summed over latent dimensions, counts at least this much."""
+    image_scale: float = 1.0
+    reward_scale: float = 10.0
+    """Weight of the reward's log-likelihood (the official code's 10; the paper does not mention it)."""
+    global_kl_scale: float = 0.0
+    """Weight of KL(posterior || N(0, 1)); the first agent (arXiv v3) used 0.1."""
+    overshooting_scale: float = 0.0
+    """Weight of latent overshooting, over the mean of the distances 2..overshooting_distance; 0: off."""
+    overshooting_distance: int = 50
+    overshooting_free_nats: float = 3.0
+
+    def __post_init__(self) -> None:
+        _at_least(
+            "objective", 0, kl_scale=self.kl_scale, free_nats=self.free_nats, image_scale=self.image_scale,
+            reward_scale=self.reward_scale, global_kl_scale=self.global_kl_scale,
+            overshooting_scale=self.overshooting_scale, overshooting_free_nats=self.overshooting_free_nats,
+        )  # fmt: skip
+        _at_least("objective", 2, overshooting_distance=self.overshooting_distance)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    learning_rate: float = 1e-3
+    eps: float = 1e-4
+    """Adam's epsilon, added after the bias correction as torch does (TF1 adds it before)."""
+    clip_norm: float = 1000.0
+    """Gradients are scaled down to this global norm."""
+
+    def __post_init__(self) -> None:
+        _positive("optimizer", learning_rate=self.learning_rate, eps=self.eps, clip_norm=self.clip_norm)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchConfig:
+    size: int = 50
+    """B: chunks per update."""
+    chunk: int = 50
+    """L: steps per chunk."""
+
+    def __post_init__(self) -> None:
+        _at_least("batch", 1, size=self.size)
+        _at_least("batch", 2, chunk=self.chunk)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannerConfig:
+    dynamics: Literal["latent", "simulator"] = "latent"
+    """`latent`: the learned model. `simulator`: the true MuJoCo state (Table 1's upper bound; nothing is learned)."""
+    horizon: int = 12
+    iterations: int = 10
+    candidates: int = 1000
+    elites: int = 100
+    """K: candidates the next iteration is fitted to."""
+    elite_fraction: float = 0.0
+    """If above 0, K is this fraction of the candidates (at least one) in place of `elites`."""
+    init_std: float = 1.0
+    """Standard deviation of the first iteration's candidates."""
+    min_std: float = 0.0
+    """Lower bound of the refitted standard deviation."""
+    warm_start: bool = False
+    """Start from the previous decision's mean, shifted by one step (the paper starts from zero each time)."""
+    samples: int = 1
+    """State trajectories sampled per candidate; their returns are averaged."""
+
+    def __post_init__(self) -> None:
+        _at_least(
+            "planner", 1, horizon=self.horizon, iterations=self.iterations, candidates=self.candidates,
+            samples=self.samples,
+        )  # fmt: skip
+        _require(
+            1 <= self.elites <= self.candidates,
+            f"planner.elites must be in 1..planner.candidates ({self.candidates}), got {self.elites}",
+        )
+        _require(
+            0.0 <= self.elite_fraction <= 1.0,
+            f"planner.elite_fraction must be in 0..1, got {self.elite_fraction}",
+        )
+        _positive("planner", init_std=self.init_std)
+        _at_least("planner", 0, min_std=self.min_std)
+
+    @property
+    def num_elites(self) -> int:
+        """K, whichever way it is given."""
+        return max(1, round(self.elite_fraction * self.candidates)) if self.elite_fraction else self.elites
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    seed_episodes: int = 5
+    """S: episodes of uniform random actions before the first update."""
+    train_episodes: int = 1000
+    """Cycles of `updates` gradient steps followed by one collected episode (of each task)."""
+    updates: int = 100
+    """C: gradient steps per cycle."""
+    collection: Literal["planner", "random"] = "planner"
+    """`random`: training episodes act uniformly at random; evaluation still plans."""
+    action_noise: float = 0.3
+    """Standard deviation of the exploration noise added to the planned action, before clipping."""
+    eval_points: int = 19
+    """Evaluations at the middles of this many equal parts of training; one more comes at the end."""
+    eval_episodes: int = 10
+
+    def __post_init__(self) -> None:
+        _at_least(
+            "schedule", 1, seed_episodes=self.seed_episodes, updates=self.updates, eval_episodes=self.eval_episodes
+        )
+        _at_least(
+            "schedule", 0, train_episodes=self.train_episodes, action_noise=self.action_noise,
+            eval_points=self.eval_points,
+        )  # fmt: skip
+
+    def eval_at(self) -> tuple[int, ...]:
+        """Return the counts of collected episodes at which an evaluation is due, ascending, the end included."""
+        total, points = self.train_episodes, self.eval_points
+        middles = {self.seed_episodes + math.floor((k + 0.5) * total / points + 0.5) for k in range(points)}
+        return tuple(sorted(middles | {self.seed_episodes + total}))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RuntimeConfig:
+    """How a run is executed. `device`, `checkpoint_seconds` and `tensorboard` are no part of a run's identity."""
+
+    device: str = "auto"
+    """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
+    precision: Precision = "float32"
+    """Matrix products of the update and the plan: float32 (TF32 on a GPU), bfloat16 (parameters stay float32),
+    or `auto`: bfloat16 where the processor has it. Resolved at a run's first start and kept."""
+    threads: int = 0
+    """Threads of torch on the CPU; 0: resolved at a run's first start and kept, since it moves the last digits."""
+    checkpoint_seconds: float = 120.0
+    """At most one periodic checkpoint in this time, after a collected episode."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (needs the extra `tensorboard`)."""
+
+    def __post_init__(self) -> None:
+        _at_least("runtime", 0, threads=self.threads, checkpoint_seconds=self.checkpoint_seconds)
+        kind = self.device.split(":")[0]
+        _require(
+            kind in ("auto", "cpu", "cuda"),
+            f"runtime.device must be auto, cpu, cuda or cuda:N, got {self.device!r}",
+        )
+
+
+NOT_IDENTITY = ("runtime.device", "runtime.checkpoint_seconds", "runtime.tensorboard")
+"""Keys that do not change what a run computes; `identity_hash` leaves them out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Everything a run needs. `task` is a name of `planet.tasks`, or of a task group for the multi-task agent."""
+
+    task: str = "cartpole_swingup"
+    seed: int = 0
+    env: EnvConfig = field(default_factory=EnvConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        _at_least("config", 0, seed=self.seed)
+        if self.env.action_repeat:
+            decisions = self.env.episode_env_steps // self.env.action_repeat
+            _require(
+                self.batch.chunk <= decisions + 1,
+                f"batch.chunk must be at most the {decisions + 1} frames of an episode (env.episode_env_steps "
+                f"{self.env.episode_env_steps} // env.action_repeat {self.env.action_repeat}, and the first frame), "
+                f"got {self.batch.chunk}",
+            )
+        if self.objective.overshooting_scale:
+            _require(
+                self.objective.overshooting_distance <= self.batch.chunk,
+                f"objective.overshooting_distance must be at most batch.chunk ({self.batch.chunk}), got "
+                f"{self.objective.overshooting_distance}",
+            )
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return `{"planner.horizon": 12, ...}`: every leaf of the tree under its dotted key, in order of definition."""
+    flat: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{f.name}.")
+        else:
+            flat[prefix + f.name] = value
+    return flat
+
+
+def diff(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Return `{key: (old value, new value)}` for the keys that differ."""
+    before, after = flatten(old), flatten(new)
+    return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Return a copy with the dotted keys replaced; all changes are applied before the result is checked.
+
+    Strings are parsed to the field's type (so `--set planner.candidates=500` works).
+
+    Raises:
+        KeyError: an unknown key, or a whole section; the message has the nearest or all legal names.
+        ValueError: a value of the wrong type or out of range.
+    """
+    tree: dict[str, Any] = {}
+    for key, value in changes.items():
+        owner, name = _owner_of(config, key)
+        hint = typing.get_type_hints(type(owner))[name]
+        parsed = _parse(key, value, hint)
+        node = tree
+        *parents, leaf = key.split(".")
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[leaf] = parsed
+    return _replace(config, tree)
+
+
+def _replace(node: Any, tree: Mapping[str, Any]) -> Any:
+    fields = {
+        name: _replace(getattr(node, name), value) if isinstance(value, dict) else value for name, value in tree.items()
+    }
+    return dataclasses.replace(node, **fields)
+
+
+def _owner_of(config: Any, key: str) -> tuple[Any, str]:
+    node, path = config, key.split(".")
+    for depth, part in enumerate(path):
+        names = [f.name for f in dataclasses.fields(node)]
+        if part not in names:
+            everything = flatten(config)
+            close = difflib.get_close_matches(key, everything, n=3, cutoff=0.6)
+            same_leaf = [k for k in everything if k.split(".")[-1] == path[-1] and k not in close]
+            where = f"{type(node).__name__} has {', '.join(names)}"
+            hint = f"; perhaps {' or '.join([*close, *same_leaf])}" if close or same_leaf else ""
+            raise KeyError(f"no config key {key!r}: {where}{hint}")
+        if depth == len(path) - 1:
+            break
+        node = getattr(node, part)
+        if not dataclasses.is_dataclass(node):
+            raise KeyError(f"no config key {key!r}: {'.'.join(path[: depth + 1])} is a value, not a section")
+    if dataclasses.is_dataclass(getattr(node, path[-1])):
+        names = ", ".join(f"{key}.{f.name}" for f in dataclasses.fields(getattr(node, path[-1])))
+        raise KeyError(f"{key!r} is a whole section; set one of its keys: {names}")
+    return node, path[-1]
+
+
+def _parse(key: str, value: Any, hint: Any) -> Any:
+    if typing.get_origin(hint) is Literal:
+        allowed = typing.get_args(hint)
+        if value in allowed:
+            return value
+        raise ValueError(f"{key} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    if isinstance(hint, types.UnionType):
+        raise TypeError(f"unsupported config type {hint} at {key}")
+    wanted = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}[hint]
+    problem = ValueError(f"{key} must be {wanted}, got {value!r}")
+    if hint is bool:
+        parsed = {"true": True, "false": False}.get(value.lower()) if isinstance(value, str) else value
+        if isinstance(parsed, bool):
+            return parsed
+        raise problem
+    if hint is str:
+        if isinstance(value, str):
+            return value
+        raise problem
+    if isinstance(value, bool):
+        raise problem
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise problem from None
+    if not math.isfinite(number):
+        raise problem
+    if hint is float:
+        return number
+    if number != int(number):
+        raise problem
+    return int(value) if isinstance(value, int) else int(number)
+
+
+def to_toml(config: Config) -> str:
+    """Return the complete configuration as TOML that `from_toml` reads back to an equal `Config`."""
+    lines: list[str] = []
+    sections: list[tuple[str, Any]] = []
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            sections.append((f.name, value))
+        else:
+            lines.append(f"{f.name} = {toml_value(value)}")
+    for name, section in sections:
+        lines += ["", f"[{name}]"]
+        lines += [f"{f.name} = {toml_value(getattr(section, f.name))}" for f in dataclasses.fields(section)]
+    return "\n".join(lines) + "\n"
+
+
+def toml_value(value: Any) -> str:
+    """Return one scalar as TOML source."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json.dumps(value)  # JSON's strings and numbers are TOML's
+
+
+def from_toml(text: str, source: str = "config.toml") -> Config:
+    """Return the configuration written by `to_toml`. A missing key is an error: a run reads only its own file."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{source} is not valid TOML: {error}") from None
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    try:
+        config = override(Config(), flat)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{source}: {error.args[0]}") from None
+    missing = [key for key in flatten(config) if key not in flat]
+    _require(not missing, f"{source} lacks {', '.join(missing)}; it must be complete")
+    return config
+
+
+def load(path: Path) -> Config:
+    """Read a run's config.toml."""
+    return from_toml(path.read_text(), str(path))
+
+
+def identity_hash(config: Config) -> str:
+    """Return the hash that tells two configurations apart: 16 hex digits over all keys but `NOT_IDENTITY`."""
+    identity = {key: value for key, value in flatten(config).items() if key not in NOT_IDENTITY}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,89 @@
+"""Presets and the order in which a run's values are decided: preset, task, ablation, `--set`, seed.
+
+Presets set sizes, never the algorithm.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from planet import tasks
+from planet.config import Config, override
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    # Learns one task in about an hour on two CPU cores.
+    "quick": {
+        "model.conv_depth": 8,
+        "model.deter": 100,
+        "model.hidden": 100,
+        "model.reward_units": 100,
+        "batch.size": 16,
+        "batch.chunk": 16,
+        "planner.candidates": 200,
+        "planner.elites": 20,
+        "planner.iterations": 5,
+        "schedule.train_episodes": 150,
+        "schedule.eval_points": 5,
+        "runtime.precision": "auto",
+    },
+    # Proves the path in seconds; cannot learn.
+    "smoke": {
+        "env.episode_env_steps": 80,
+        "model.conv_depth": 4,
+        "model.deter": 16,
+        "model.hidden": 16,
+        "model.stoch": 6,
+        "model.reward_units": 16,
+        "batch.size": 4,
+        "batch.chunk": 8,
+        "planner.horizon": 4,
+        "planner.candidates": 20,
+        "planner.elites": 4,
+        "planner.iterations": 2,
+        "schedule.seed_episodes": 2,
+        "schedule.train_episodes": 2,
+        "schedule.updates": 3,
+        "schedule.eval_points": 0,
+        "schedule.eval_episodes": 2,
+        "runtime.threads": 1,
+    },
+}
+
+
+def resolve(
+    task: str,
+    *,
+    preset: str = "paper",
+    ablation: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Config:
+    """Return the complete configuration of one run.
+
+    Raises:
+        KeyError: an unknown preset, task or key. ValueError: a value of the wrong type or out of range.
+    """
+    if preset not in PRESETS:
+        close = difflib.get_close_matches(preset, PRESETS, n=1)
+        hint = f"; perhaps {close[0]}" if close else ""
+        raise KeyError(f"no preset {preset!r}: known are {', '.join(PRESETS)}{hint}")
+    name = tasks.canonical(task)
+    repeat = tasks.TASKS[name].action_repeat if name in tasks.TASKS else 0
+    layers: tuple[Mapping[str, Any], ...] = (
+        PRESETS[preset],
+        {"task": name, "env.action_repeat": repeat},
+        ablation or {},
+        changes or {},
+        {"seed": seed},
+    )
+    # Merged before they are checked: a later layer may mend what an earlier one alone would break.
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key in ("task", "seed"):
+            if key in layer and layer is not layers[1] and layer is not layers[4]:
+                raise KeyError(f"{key!r} cannot be set here: name tasks and seeds on the command line")
+        merged.update(layer)
+    return override(Config(), merged)
