@@ -73,6 +73,9 @@ class ModelConfig:
     """Added after the softplus in prior and posterior."""
     mean_only: bool = False
     """Use the mean in place of a sample, in prior and posterior (the deterministic ablations)."""
+    fixed_std: float = 0.0
+    """If above 0, the standard deviation of prior and posterior, in place of a learned one: with 1, KL is half the
+    squared distance of the means, which trains the prior of a `mean_only` model (learned spreads could grow instead)."""
     activation: Literal["relu", "elu"] = "relu"
     """Of the dense layers in transition and reward head; convolutions stay ReLU."""
     conv_depth: int = 32
@@ -87,7 +90,7 @@ class ModelConfig:
             "model", 1, stoch=self.stoch, deter=self.deter, hidden=self.hidden, conv_depth=self.conv_depth,
             reward_layers=self.reward_layers, reward_units=self.reward_units,
         )  # fmt: skip
-        _at_least("model", 0, min_std=self.min_std)
+        _at_least("model", 0, min_std=self.min_std, fixed_std=self.fixed_std)
         _require(1 <= self.bit_depth <= 8, f"model.bit_depth must be in 1..8, got {self.bit_depth}")
 
 
@@ -166,12 +169,12 @@ class PlannerConfig:
             samples=self.samples,
         )  # fmt: skip
         _require(
-            1 <= self.elites <= self.candidates,
-            f"planner.elites must be in 1..planner.candidates ({self.candidates}), got {self.elites}",
-        )
-        _require(
             0.0 <= self.elite_fraction <= 1.0,
             f"planner.elite_fraction must be in 0..1, got {self.elite_fraction}",
+        )
+        _require(
+            self.elite_fraction > 0 or 1 <= self.elites <= self.candidates,
+            f"planner.elites must be in 1..planner.candidates ({self.candidates}), got {self.elites}",
         )
         _positive("planner", init_std=self.init_std)
         _at_least("planner", 0, min_std=self.min_std)
@@ -187,9 +190,9 @@ class ScheduleConfig:
     seed_episodes: int = 5
     """S: episodes of uniform random actions before the first update."""
     train_episodes: int = 1000
-    """Cycles of `updates` gradient steps followed by one collected episode (of each task)."""
+    """Cycles of C gradient steps followed by one collected episode (N tasks: N x C steps, one episode of each)."""
     updates: int = 100
-    """C: gradient steps per cycle."""
+    """C: gradient steps per collected episode; an agent of N tasks makes `updates_per_cycle(N)` before the next N."""
     collection: Literal["planner", "random"] = "planner"
     """`random`: training episodes act uniformly at random; evaluation still plans."""
     action_noise: float = 0.3
@@ -206,6 +209,11 @@ class ScheduleConfig:
             "schedule", 0, train_episodes=self.train_episodes, action_noise=self.action_noise,
             eval_points=self.eval_points,
         )  # fmt: skip
+
+    def updates_per_cycle(self, num_tasks: int) -> int:
+        """Return the gradient steps between collections: C for one task; 6C for the agent of all six, as the official
+        code's flag has it (arXiv v5 says C, v3 says 6C)."""
+        return self.updates * num_tasks
 
     def eval_at(self) -> tuple[int, ...]:
         """Return the counts of collected episodes at which an evaluation is due, ascending, the end included."""
