@@ -30,12 +30,12 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _at_least(section: str, low: float, **values: float) -> None:
+def _at_least(section: str, low: float | int, **values: float | int) -> None:
     for name, value in values.items():
         _require(value >= low, f"{section}.{name} must be at least {low}, got {value!r}")
 
 
-def _positive(section: str, **values: float) -> None:
+def _positive(section: str, **values: float | int) -> None:
     for name, value in values.items():
         _require(value > 0, f"{section}.{name} must be greater than 0, got {value!r}")
 
@@ -75,7 +75,7 @@ class ModelConfig:
     """Use the mean in place of a sample, in prior and posterior (the deterministic ablations)."""
     fixed_std: float = 0.0
     """If above 0, the standard deviation of prior and posterior, in place of a learned one: with 1, KL is half the
-    squared distance of the means, which trains the prior of a `mean_only` model (learned spreads could grow instead)."""
+    squared distance of the means, which trains the prior of a `mean_only` model (learned ones could grow instead)."""
     activation: Literal["relu", "elu"] = "relu"
     """Of the dense layers in transition and reward head; convolutions stay ReLU."""
     conv_depth: int = 32

@@ -1,0 +1,150 @@
+"""Evaluation: episodes without exploration noise, from start states and with planner noise never used in training.
+
+`python -m planet.evaluate RUN_DIR --episodes 10 [--video] [--open-loop]` does it for a finished or running run, from
+its latest checkpoint, and changes nothing that training reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from planet import checkpoint, gl, hardware, streams, tasks
+from planet.agent import Agent
+from planet.config import Config
+from planet.envs import Env, PadActions, make_env
+from planet.prediction import write_open_loop
+from planet.rollout import Episode, run_episodes
+from planet.run_dir import RunDir
+from planet.strips import write_gif
+from planet.world_model import WorldModel
+
+
+def evaluate(
+    agent: Agent,
+    envs: Sequence[Env],
+    *,
+    seed: int,
+    evaluation: int,
+    task_index: int = 0,
+    on_step: Callable[[int], None] | None = None,
+) -> list[tuple[Episode, int]]:
+    """Return one noise-free episode per environment, with the seed of its start state, run in lockstep.
+
+    Start states and planner noise are a function of (seed, evaluation, task_index, place in `envs`) alone: neither
+    the number of episodes nor what was evaluated before changes them, and training never draws from these streams.
+    """
+    seeds = [streams.integer(seed, "eval_env", evaluation, task_index, k) for k in range(len(envs))]
+    generators = [
+        streams.torch_generator(seed, "eval", evaluation, task_index, k, device=agent.device) for k in range(len(envs))
+    ]
+    state = agent.start(generators)
+
+    def act(obs: Any) -> Any:
+        nonlocal state
+        action, state = agent.act(state, obs, action_noise=0.0)
+        return action
+
+    return list(zip(run_episodes(envs, act, seeds, on_step=on_step), seeds, strict=True))
+
+
+def load_agent(run_dir: RunDir, config: Config, device: torch.device) -> tuple[Agent, int]:
+    """Return the agent of the run's latest checkpoint and the number of episodes it was trained on.
+
+    Raises:
+        FileNotFoundError: the run has no checkpoint yet.
+    """
+    content = checkpoint.load(run_dir.checkpoints, device)
+    if content is None:
+        raise FileNotFoundError(f"{run_dir.path} has no checkpoint yet; train it first: python -m planet.train")
+    action_size = max(task.action_size for task in tasks.members(config.task))
+    world_model = WorldModel(config.model, config.objective, action_size).to(device)
+    world_model.load_state_dict(content["world_model"])
+    precision = run_dir.resolved().get("precision") or hardware.resolve_precision(config.runtime.precision, device)
+    agent = Agent(world_model, config.planner, action_size=action_size, precision=precision)
+    return agent, content["progress"]["episodes"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m planet.evaluate", description=__doc__.split("\n\n")[0])
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--episodes", type=int, default=10, help="episodes per task (default 10)")
+    parser.add_argument("--task", help="one task of a multi-task run (default: all)")
+    parser.add_argument("--evaluation", type=int, help="index of the start states (default: one training never used)")
+    parser.add_argument("--video", action="store_true", help="write videos/evaluation_<episodes>_<task>_<k>.gif")
+    parser.add_argument("--open-loop", action="store_true", help="write predictions/ instead of acting")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true", help="print returns as JSON instead of a table")
+    arguments = parser.parse_args(argv)
+    try:
+        return _main(arguments)
+    except (ValueError, KeyError, FileNotFoundError, checkpoint.CheckpointError) as error:
+        print(f"planet.evaluate: {error.args[0] if error.args else error}", file=sys.stderr)
+        return 2
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    if arguments.episodes < 1:
+        raise ValueError(f"--episodes must be at least 1, got {arguments.episodes}")
+    run_dir = RunDir.open(arguments.run_dir)
+    config = run_dir.config()
+    gl.choose_backend()
+    device = hardware.resolve_device(arguments.device)
+    torch.set_num_threads(hardware.resolve_threads(config.runtime.threads))
+    agent, trained = load_agent(run_dir, config, device)
+    if arguments.open_loop:
+        for path in write_open_loop(run_dir, config, agent.world_model, device=device):
+            print(path)
+        return 0
+    members = tasks.members(config.task)
+    if arguments.task:
+        wanted = tasks.canonical(arguments.task)
+        if wanted not in [task.name for task in members]:
+            raise ValueError(f"{run_dir.path} acts in {', '.join(t.name for t in members)}, not in {wanted}")
+    evaluation = len(config.schedule.eval_at()) if arguments.evaluation is None else arguments.evaluation
+    results: dict[str, list[float]] = {}
+    for index, task in enumerate(members):
+        if arguments.task and task.name != tasks.canonical(arguments.task):
+            continue
+        envs = [PadActions(make_env(task, config.env), agent.action_size) for _ in range(arguments.episodes)]
+        started = time.monotonic()
+        episodes = evaluate(agent, envs, seed=config.seed, evaluation=evaluation, task_index=index)
+        seconds = time.monotonic() - started
+        for env in envs:
+            env.close()
+        results[task.name] = [episode.total_reward for episode, _ in episodes]
+        if arguments.video:
+            run_dir.videos.mkdir(exist_ok=True)
+            for k, (episode, _) in enumerate(episodes):
+                path = run_dir.videos / f"evaluation_{trained:05d}_{task.name}_{k}.gif"
+                write_gif(path, episode.obs, frames_per_second=100 / envs[0].action_repeat)
+                print(path, file=sys.stderr)
+        print(f"{task.name}: {arguments.episodes} episodes in {seconds:.1f} s", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps({"run": str(run_dir.path), "episode": trained, "evaluation": evaluation, "returns": results}))
+        return 0
+    table = Table(title=f"{run_dir.path} after {trained} episodes")
+    for column in ("task", "mean", "median", "5 %", "95 %", "returns"):
+        table.add_column(column, justify="left" if column in ("task", "returns") else "right")
+    for name, returns in results.items():
+        low, median, high = np.percentile(returns, [5, 50, 95])
+        table.add_row(
+            name, f"{np.mean(returns):.1f}", f"{median:.1f}", f"{low:.1f}", f"{high:.1f}",
+            " ".join(f"{r:.0f}" for r in returns),
+        )  # fmt: skip
+    Console().print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

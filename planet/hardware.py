@@ -1,0 +1,82 @@
+"""What this machine offers and what `auto` in `[runtime]` means on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the device a run uses: `auto` is the first visible GPU, else the CPU.
+
+    Raises:
+        ValueError: a GPU is asked for and torch sees none, or not that many.
+    """
+    if device == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    resolved = torch.device(device)
+    if resolved.type == "cuda":
+        count = torch.cuda.device_count()
+        index = resolved.index or 0
+        if index >= count:
+            raise ValueError(f"runtime.device is {device!r}, but torch {torch.__version__} sees {count} GPUs")
+        return torch.device("cuda", index)
+    return resolved
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return the processor's feature flags (empty where the kernel does not list them)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    lines = [line for line in text.splitlines() if line.startswith("flags")]
+    return frozenset(lines[0].split(":", 1)[1].split()) if lines else frozenset()
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether bfloat16 matrix products run in hardware (on others they are slower than float32)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return `float32` or `bfloat16`."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if has_bfloat16(device) else "float32"
+
+
+def resolve_threads(threads: int) -> int:
+    """Return the number of torch threads: as asked, else OMP_NUM_THREADS, else the cores this process may use.
+
+    More than eight do not pay for networks of this size.
+    """
+    if threads:
+        return threads
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    return min(8, len(os.sched_getaffinity(0)))
+
+
+def describe(device: torch.device) -> dict[str, str]:
+    """Return names of processor and accelerator for a run's record."""
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    found = {"cpu": model, "bfloat16": str(has_bfloat16(device)).lower()}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found["gpu"] = properties.name
+        found["gpu_memory_gib"] = f"{properties.total_memory / 2**30:.0f}"
+    return found

@@ -1,0 +1,146 @@
+import subprocess
+import sys
+
+import pytest
+
+from planet.config import Config, diff, flatten, from_toml, identity_hash, override, to_toml
+from planet.presets import PRESETS, resolve
+from planet.tasks import TASKS
+
+
+def test_defaults_are_the_papers_numbers():
+    c = Config()
+
+    assert (c.model.stoch, c.model.deter, c.model.hidden, c.model.conv_depth) == (30, 200, 200, 32)
+    assert (c.planner.horizon, c.planner.iterations, c.planner.candidates, c.planner.num_elites) == (12, 10, 1000, 100)
+    assert (c.batch.size, c.batch.chunk, c.schedule.updates, c.schedule.seed_episodes) == (50, 50, 100, 5)
+    assert (c.optimizer.learning_rate, c.optimizer.eps, c.optimizer.clip_norm) == (1e-3, 1e-4, 1000)
+    assert (c.objective.free_nats, c.objective.kl_scale, c.objective.reward_scale) == (3, 1, 10)
+    assert c.schedule.action_noise == 0.3
+    assert {t.name: t.action_repeat for t in TASKS.values()} == {
+        "cartpole_swingup": 8, "reacher_easy": 4, "cheetah_run": 4, "finger_spin": 2, "cup_catch": 4, "walker_walk": 2,
+    }  # fmt: skip
+
+
+def test_evaluations_fall_in_the_middle_of_the_papers_bins_and_at_the_end():
+    points = Config().schedule.eval_at()
+
+    assert len(points) == 20
+    assert points[-1] == 1005
+    for k, point in enumerate(points[:-1]):
+        assert 5 + k * 1000 / 19 < point < 5 + (k + 1) * 1000 / 19
+        assert point == 5 + round((k + 0.5) * 1000 / 19)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("task", [*TASKS, "dmc6"])
+def test_toml_round_trip(preset, task):
+    config = resolve(task, preset=preset, seed=3)
+
+    assert from_toml(to_toml(config)) == config
+
+
+def test_a_string_is_parsed_to_the_fields_type():
+    config = override(Config(), {"planner.candidates": "500", "planner.warm_start": "true", "batch.size": "1e1"})
+
+    assert (config.planner.candidates, config.planner.warm_start, config.batch.size) == (500, True, 10)
+
+
+def test_changes_are_checked_together():
+    config = override(Config(), {"planner.candidates": 50, "planner.elites": 5})
+
+    assert diff(Config(), config) == {"planner.candidates": (1000, 50), "planner.elites": (100, 5)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"planner.elite": 1}, KeyError, ["planner.elite", "planner.elites"]),
+        ({"elites": 1}, KeyError, ["planner.elites"]),
+        ({"planner": 1}, KeyError, ["whole section", "planner.horizon"]),
+        ({"seed.x": 1}, KeyError, ["seed is a value"]),
+        ({"planner.elites": 2000}, ValueError, ["planner.elites", "1..planner.candidates (1000)", "2000"]),
+        ({"planner.elites": "many"}, ValueError, ["an integer", "'many'"]),
+        ({"planner.elites": 2.5}, ValueError, ["an integer", "2.5"]),
+        ({"planner.elites": True}, ValueError, ["an integer", "True"]),
+        ({"planner.warm_start": 1}, ValueError, ["true or false", "1"]),
+        ({"objective.free_nats": float("nan")}, ValueError, ["a number", "nan"]),
+        ({"objective.free_nats": -1}, ValueError, ["objective.free_nats", "at least 0"]),
+        ({"model.transition": "gru"}, ValueError, ["'rssm'", "'ssm'", "'drnn'", "'gru'"]),
+        ({"model.bit_depth": 9}, ValueError, ["1..8", "9"]),
+        ({"runtime.device": "tpu"}, ValueError, ["cpu", "cuda", "'tpu'"]),
+        ({"env.episode_env_steps": 2000}, ValueError, ["1000", "2000"]),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_is_allowed(changes, error, words):
+    with pytest.raises(error) as caught:
+        override(Config(), changes)
+
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_chunk_longer_than_an_episode_is_refused():
+    with pytest.raises(ValueError, match=r"batch\.chunk must be at most the 126 frames"):
+        resolve("cartpole_swingup", changes={"batch.chunk": 127})
+
+    assert resolve("cartpole_swingup", changes={"batch.chunk": 126}).batch.chunk == 126
+
+
+def test_bad_toml_names_the_file_and_an_incomplete_file_its_gaps():
+    with pytest.raises(ValueError, match="here.toml is not valid TOML"):
+        from_toml("task = ", "here.toml")
+    with pytest.raises(ValueError, match=r"lacks .*planner\.horizon"):
+        from_toml('task = "cheetah_run"')
+    with pytest.raises(ValueError, match=r"here.toml: no config key 'planner\.elite'"):
+        from_toml(to_toml(Config()).replace("elites =", "elite ="), "here.toml")
+
+
+def test_layers_override_in_order_preset_task_ablation_set_seed():
+    config = resolve(
+        "walker_walk",
+        preset="smoke",
+        ablation={"planner.horizon": 3, "batch.size": 2},
+        changes={"batch.size": 3},
+        seed=7,
+    )
+
+    assert (config.planner.horizon, config.batch.size, config.seed, config.env.action_repeat) == (3, 3, 7, 2)
+    assert resolve("walker_walk", ablation={"env.action_repeat": 8}).env.action_repeat == 8
+
+
+def test_task_and_seed_are_not_set_by_layers():
+    with pytest.raises(KeyError, match="seed"):
+        resolve("walker_walk", changes={"seed": 4})
+
+
+def test_unknown_names_list_the_known():
+    with pytest.raises(KeyError, match="perhaps walker_walk"):
+        resolve("walker_wlk")
+    with pytest.raises(KeyError, match="perhaps smoke"):
+        resolve("walker_walk", preset="smok")
+    assert resolve("ball_in_cup_catch").task == "cup_catch"
+
+
+def test_identity_is_what_is_computed_not_where():
+    base = Config()
+
+    assert identity_hash(override(base, {"runtime.device": "cuda"})) == identity_hash(base)
+    for key, value in {"runtime.threads": 2, "env.picture": "fast", "seed": 1, "runtime.precision": "auto"}.items():
+        assert identity_hash(override(base, {key: value})) != identity_hash(base)
+
+
+def test_every_key_is_part_of_the_flat_view():
+    flat = flatten(Config())
+
+    assert len(flat) == len(to_toml(Config()).replace("[", "\n[").split(" = ")) - 1
+
+
+def test_configuration_imports_neither_torch_nor_a_simulator():
+    code = (
+        "import sys, planet.config, planet.presets;"
+        "print([m for m in ('torch', 'numpy', 'dm_control') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"
