@@ -1,4 +1,4 @@
-# Every target that needs the virtual environment makes it first; tests install nothing themselves.
+# Every target makes the virtual environment first where it needs one; the tests themselves never install anything.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,9 +10,40 @@ setup: $(STAMP)
 	@bash slurm/install_system_packages.sh
 
 $(STAMP): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON): this project is tested with Python 3.11 (make setup PYTHON=/path/to/python)"; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) here: install Python 3.11, or say make setup PYTHON=/path/to/python"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt --upgrade pip
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev,tensorboard]'
-	touch $@
+	@touch $@
+
+# The main job, small: 30 runs on this machine, then the report. Ends with the path of the page.
+smoke: setup
+	$(BIN)/python benchmarks/launch.py --suite dmc6 --seeds 5 --preset smoke
+	$(BIN)/python analysis/report.py runs/smoke --out report/smoke
+
+# Cartpole swingup from pixels in about an hour on two cores, then the report.
+quick: setup
+	$(BIN)/python benchmarks/launch.py --tasks cartpole_swingup --seeds 1 --preset quick
+	$(BIN)/python analysis/report.py runs/quick --out report/quick
+
+# What CI runs: format, lint, types, every test.
+test: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/pytest -q --durations=15
+
+check: test
+
+test-fast: setup
+	$(BIN)/pytest -q -m 'not slow and not slurm and not gpu'
+
+fix: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/pytest -q benchmarks/speed --benchmark-only
+
+clean:
+	rm -rf report .pytest_cache .ruff_cache
