@@ -1,0 +1,71 @@
+"""The suites are the paper's figures, and the ones that share runs name the same cells."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from benchmarks import suites, variants
+from planet import presets, tasks
+from planet.config import identity_hash
+
+REFERENCE = Path(__file__).parents[2] / "analysis" / "reference"
+
+
+def keys(cells: tuple[suites.Cell, ...]) -> set[tuple[str, str, str]]:
+    return {(cell.task, cell.variant, str(sorted(cell.changes.items()))) for cell in cells}
+
+
+@pytest.mark.parametrize("name", list(suites.SUITES))
+def test_cells_resolve_and_are_distinct(name: str) -> None:
+    cells = suites.load(name).cells()
+    configs = [
+        presets.resolve(cell.task, ablation=variants.load(cell.variant).overrides, changes=cell.changes)
+        for cell in cells
+    ]
+
+    assert len(keys(cells)) == len(cells)
+    if name not in ("sensitivity", "fig12"):  # there a cell may be the paper's own setting, under another name
+        assert len({identity_hash(config) for config in configs}) == len(cells)
+
+
+def test_figures_that_share_runs_name_the_same_cells() -> None:
+    base = keys(suites.load("dmc6").cells())
+    for name in ("table1", "fig4", "fig5", "fig6", "fig7", "fig8", "fig9", "planner", "sensitivity", "details"):
+        assert base <= keys(suites.load(name).cells()), name
+    assert keys(suites.load("fig6").cells()) == keys(suites.load("fig7").cells())
+    assert keys(suites.load("fig10").cells()) <= keys(suites.load("fig4").cells() + suites.load("fig8").cells())
+
+
+def test_the_multitask_agent_is_one_cell_for_all_tasks() -> None:
+    cells = [cell for cell in suites.load("fig7").cells() if cell.variant == "multitask"]
+    assert [cell.task for cell in cells] == ["dmc6"]
+
+
+def test_a_sweep_of_single_tasks_keeps_their_order() -> None:
+    cells = suites.cells(("walker_walk", "cup_catch"), ("base", "elu"))
+    assert [(c.variant, c.task) for c in cells] == [
+        ("base", "walker_walk"), ("base", "cup_catch"), ("elu", "walker_walk"), ("elu", "cup_catch"),
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(not (REFERENCE / "fig12_planner_sweep_cheetah_true_sim.csv").exists(), reason="no reference data")
+def test_fig12_is_the_papers_grid() -> None:
+    with (REFERENCE / "fig12_planner_sweep_cheetah_true_sim.csv").open() as file:
+        paper = {
+            (float(row["elite_fraction"]), int(row["horizon"]), int(row["iterations"]), int(row["proposals"]))
+            for row in csv.DictReader(file)
+        }
+    ours = {tuple(cell.changes[key] for key in suites.FIG12_GRID) for cell in suites.load("fig12").cells()}
+    assert ours == paper and len(paper) == 320
+
+
+def test_an_unknown_suite_gets_the_nearest() -> None:
+    with pytest.raises(KeyError, match="perhaps fig12"):
+        suites.load("fig_12")
+
+
+def test_dmc6_is_the_papers_order() -> None:
+    assert list(suites.DMC6) == list(tasks.TASKS)
