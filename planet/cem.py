@@ -1,0 +1,86 @@
+"""Planning by the cross-entropy method (paper, algorithm 2): a pure function over a scoring callable.
+
+Knows tensors and `score`; knows nothing of models, so the same planner works in latent space and in a simulator.
+Environments come first in every tensor and in every flattened order: candidate j of environment n is row n * J + j.
+
+Shapes: N environments, J candidates, K elites, I iterations, H horizon, A action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Score = Callable[[Tensor], Tensor]
+"""Candidates [N, J, H, A] in [-1, 1] to scores [N, J], higher is better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The last iteration's belief about good action sequences."""
+
+    mean: Float[Tensor, "env horizon action"]
+    """`mean[:, 0]` is the action to execute."""
+    std: Float[Tensor, "env horizon action"]
+
+
+@torch.no_grad()
+def plan(
+    score: Score,
+    *,
+    num_envs: int,
+    action_size: int,
+    horizon: int,
+    candidates: int,
+    elites: int,
+    iterations: int,
+    generators: Sequence[torch.Generator],
+    device: torch.device,
+    init_std: float = 1.0,
+    min_std: float = 0.0,
+    start_mean: Float[Tensor, "env horizon action"] | None = None,
+) -> Plan:
+    """Return the mean and standard deviation after `iterations` refits to the `elites` best of `candidates` sequences.
+
+    Candidates are Gaussian, clipped to [-1, 1]; the deviation is that of the clipped elites, sqrt(var + 1e-6) with the
+    population's variance (the paper prints a mean absolute deviation; the released code does this), at least `min_std`.
+    The first mean is `start_mean`, else zero. `iterations=1, elites=1` is random shooting.
+
+    generators: one for each environment, on `device`. An environment's plan depends on its own generator and scores
+    alone, so planning for many at once gives what planning for each gives.
+
+    Raises:
+        ValueError: a score is not a number, or of the wrong shape; elites not in 1..candidates.
+    """
+    if not 1 <= elites <= candidates:
+        raise ValueError(f"elites must be in 1..candidates ({candidates}), got {elites}")
+    if len(generators) != num_envs:
+        raise ValueError(f"plan needs one generator for each of the {num_envs} environments, got {len(generators)}")
+    shape = (iterations, candidates, horizon, action_size)
+    noise = torch.stack([torch.randn(shape, generator=g, device=device) for g in generators], dim=1)  # [I, N, J, H, A]
+    mean = noise.new_zeros(num_envs, horizon, action_size) if start_mean is None else start_mean
+    std = torch.full_like(mean, init_std)
+    undefined = []
+    for i in range(iterations):
+        proposals = torch.addcmul(mean[:, None], std[:, None], noise[i]).clamp_(-1, 1)  # [N, J, H, A]
+        scores = score(proposals)
+        if scores.shape != (num_envs, candidates):
+            raise ValueError(f"score must return [{num_envs}, {candidates}] (environment, candidate), "
+                             f"got {list(scores.shape)}")  # fmt: skip
+        undefined.append(scores.isnan().sum(dim=1))
+        best = scores.topk(elites, dim=1).indices  # [N, K]
+        chosen = torch.take_along_dim(proposals, best[:, :, None, None], dim=1)  # [N, K, H, A]
+        mean = chosen.mean(dim=1)
+        variance = (chosen - mean[:, None]).square().mean(dim=1)
+        std = (variance + 1e-6).sqrt().clamp(min=min_std)
+    # Looked at once, after all iterations: on a GPU each look would wait for the device.
+    counts = torch.stack(undefined)
+    if counts.any():
+        i, env = (int(x[0]) for x in counts.cpu().nonzero(as_tuple=True))
+        raise ValueError(f"score gave NaN for {int(counts[i, env])} of {candidates} candidates "
+                         f"(environment {env}, iteration {i}): the model's predictions are not finite")  # fmt: skip
+    return Plan(mean, std)

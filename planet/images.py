@@ -1,0 +1,46 @@
+"""Pictures between the simulator's bytes and the numbers the networks see.
+
+Knows uint8 pictures and floats in [-0.5, 0.5); knows nothing of networks. The released agent reduces pictures to
+5 bits and fills each bin with fresh uniform noise every time a picture is used, in training and when acting.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+IMAGE_SHAPE = (3, 64, 64)
+
+
+def random_bytes(shape: tuple[int, ...], generator: torch.Generator) -> UInt8[Tensor, ...]:
+    """Return uniform bytes on the generator's device: the dequantisation noise of `preprocess`.
+
+    Eight bytes are taken from each 64-bit draw: a sixth of the time of one draw per element.
+    """
+    count = 1
+    for size in shape:
+        count *= size
+    words = torch.empty(-(-count // 8), dtype=torch.int64, device=generator.device)
+    words.random_(-(2**63), None, generator=generator)  # the whole 64-bit range
+    return words.view(torch.uint8)[:count].view(shape)
+
+
+def preprocess(
+    obs: UInt8[Tensor, "*batch 3 64 64"], noise: UInt8[Tensor, "*batch 3 64 64"], *, bit_depth: int
+) -> Float[Tensor, "*batch 3 64 64"]:
+    """Return the picture in [-0.5, 0.5): floor(x / 2^(8-b)) / 2^b + U(0, 1/2^b) - 0.5 with b = `bit_depth`.
+
+    A noise byte n stands for the middle (n + 0.5) / 256 of its part of the bin: 256 equal levels in each bin, with the
+    mean of the continuous noise and a variance short by 1 part in 65,536. All values are exact in float32.
+    """
+    shift = 8 - bit_depth
+    bins = (obs >> shift).to(torch.float32)
+    # bin / 2^b + (n + 0.5) / 2^(8+b) - 0.5, in place: a picture batch is large.
+    bins.mul_(2.0**-bit_depth).add_(2.0 ** -(9 + bit_depth) - 0.5)
+    return bins.add_(noise, alpha=2.0 ** -(8 + bit_depth))
+
+
+def to_uint8(image: Float[Tensor, "*batch 3 64 64"]) -> UInt8[Tensor, "*batch 3 64 64"]:
+    """Return a picture in [-0.5, 0.5] as bytes, values outside clipped."""
+    return ((image.float() + 0.5) * 256).clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,97 @@
+"""The terms of the training objective, as pure functions of tensors (paper, equations 3, 6 and 7).
+
+Everything is in nats and is a loss (lower is better). Likelihoods leave out the Gaussian's constant, so they are 0 for
+a perfect prediction: the omitted part is `IMAGE_CONSTANT` nats per picture and `REWARD_CONSTANT` per reward.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from planet.transition import State, Transition
+
+REWARD_CONSTANT = 0.5 * math.log(2 * math.pi)
+IMAGE_CONSTANT = 3 * 64 * 64 * REWARD_CONSTANT
+
+
+def image_loss(
+    prediction: Float[Tensor, "*batch 3 64 64"], target: Float[Tensor, "*batch 3 64 64"]
+) -> Float[Tensor, "*batch"]:
+    """Return 0.5 * squared error summed over the pixels of each picture: -log N(target; prediction, 1) + const."""
+    return 0.5 * (prediction.float() - target).square().sum(dim=(-3, -2, -1))
+
+
+def reward_loss(prediction: Float[Tensor, "*batch"], target: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """Return 0.5 * squared error of each reward: -log N(target; prediction, 1) + const."""
+    return 0.5 * (prediction.float() - target).square()
+
+
+def kl(
+    mean: Float[Tensor, "*batch stoch"],
+    std: Float[Tensor, "*batch stoch"],
+    other_mean: Float[Tensor, "*batch stoch"],
+    other_std: Float[Tensor, "*batch stoch"],
+) -> Float[Tensor, "*batch"]:
+    """Return KL(N(mean, std) || N(other_mean, other_std)) summed over the last axis."""
+    ratio = std / other_std
+    distance = (mean - other_mean) / other_std
+    return (0.5 * (ratio.square() + distance.square() - 1) - ratio.log()).sum(dim=-1)
+
+
+def with_free_nats(divergence: Float[Tensor, "*batch"], free_nats: float) -> Float[Tensor, "*batch"]:
+    """Return max(divergence, free_nats) of each element: below, it costs `free_nats` and gives no gradient."""
+    return divergence.clamp(min=free_nats)
+
+
+def entropy(std: Float[Tensor, "*batch stoch"]) -> Float[Tensor, "*batch"]:
+    """Return the entropy of N(., std), summed over the last axis."""
+    return (std.log() + (0.5 + REWARD_CONSTANT)).sum(dim=-1)
+
+
+def overshooting(
+    transition: Transition,
+    posterior: State,
+    action: Float[Tensor, "batch time action"],
+    start: State,
+    noise: Float[Tensor, "batch pairs stoch"],
+    *,
+    distance: int,
+    free_nats: float,
+) -> Float[Tensor, ""]:
+    """Return latent overshooting (paper, equation 7): the mean over the distances d = 2..`distance` of the mean over all
+    (batch, t) with a state d steps earlier of max(KL(posterior_t || prior of t from the posterior at t - d), free).
+
+    Every state from `start` [B] (the state before the first step, t = -1) to T - 2 starts one open-loop rollout:
+
+        starts   -1   0   1   2      valid targets t of a start s at distance d: s + d <= T - 1
+        d = 1     0   1   2   3      (T = 4; the ordinary KL, left out)
+        d = 2     1   2   3          one start fewer at each distance: no target lies behind the chunk's end
+        d = 3     2   3
+        d = 4     3
+
+    Targets get no gradient; the states that rollouts start from do. `noise` holds `overshooting_pairs` vectors for
+    each sequence, in the order of this table's rows.
+    """
+    time = action.shape[1]
+    target_mean, target_std = posterior.mean.detach(), posterior.std.detach()
+    state = State.cat([start.map(lambda x: x[:, None]), posterior.map(lambda x: x[:, :-1])], dim=1)  # starts -1..T-2
+    per_distance, used = [], 0
+    for d in range(1, distance + 1):
+        targets = time - d + 1  # a rollout at index i is now at t = i + d - 1
+        state = transition.prior(
+            state.map(lambda x, n=targets: x[:, :n]), action[:, d - 1 :], noise[:, used : used + targets]
+        )
+        used += targets
+        if d >= 2:
+            divergence = kl(target_mean[:, d - 1 :], target_std[:, d - 1 :], state.mean, state.std)
+            per_distance.append(with_free_nats(divergence, free_nats).mean())
+    return torch.stack(per_distance).mean()
+
+
+def overshooting_pairs(time: int, distance: int) -> int:
+    """Return how many (start, distance) pairs lie in a chunk: the noise vectors that `overshooting` needs."""
+    return sum(time - d + 1 for d in range(1, distance + 1))

@@ -1,0 +1,260 @@
+"""The world model: what a batch of sequences costs, what a history implies, what actions would bring.
+
+Knows pictures, actions and rewards as tensors in the time convention of `planet.transition`; knows nothing of replay,
+optimisers, environments or planning. State is passed in and returned, never kept. Numbers are drawn from the given
+generators alone, which must live on the model's device; autocast around a call shortens the convolutions and the dense
+networks of that call, while parameters, the recurrence and every loss stay float32.
+
+Shapes: B batch, T time, A action, S stochastic, N environments, J candidates, H horizon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from planet import objective as terms
+from planet.config import ModelConfig, ObjectiveConfig
+from planet.drnn import DRNN
+from planet.images import IMAGE_SHAPE, preprocess, random_bytes
+from planet.networks import Decoder, Encoder, RewardHead, initialise
+from planet.rssm import RSSM
+from planet.ssm import SSM
+from planet.transition import State, Transition
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """All the random numbers of one evaluation of the loss."""
+
+    image: UInt8[Tensor, "batch time 3 64 64"]
+    """Dequantisation (`planet.images.preprocess`)."""
+    state: Float[Tensor, "batch time stoch"]
+    """Samples of the posteriors."""
+    overshooting: Float[Tensor, "batch pairs stoch"]
+    """Samples of the priors of latent overshooting; no pairs where it is off."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLoop:
+    """Sequences whose first steps were filtered and whose others were imagined from the actions alone."""
+
+    state: State
+    """[B, T]: posteriors, then open-loop priors."""
+    image: Float[Tensor, "batch time 3 64 64"]
+    """Mean pictures, about [-0.5, 0.5]."""
+    reward: Float[Tensor, "batch time"]
+
+
+class WorldModel(nn.Module):
+    """Encoder, transition, decoder and reward head with PlaNet's objective.
+
+    With the default configurations and 6 actions it has 5,130,220 parameters.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        objective: ObjectiveConfig,
+        action_size: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """generator: of the initial parameters (on the CPU); without one torch's global generator is used."""
+        super().__init__()
+        self.encoder = Encoder(model.conv_depth)
+        self.transition = make_transition(model, action_size, self.encoder.embed_size)
+        self.decoder = Decoder(self.transition.feature_size, model.conv_depth)
+        self.reward = RewardHead(
+            self.transition.feature_size,
+            layers=model.reward_layers,
+            units=model.reward_units,
+            activation=model.activation,
+        )
+        self.objective = objective
+        self.action_size = action_size
+        self.bit_depth = model.bit_depth
+        initialise(self, generator)
+
+    def loss(
+        self,
+        obs: UInt8[Tensor, "batch time 3 64 64"],
+        action: Float[Tensor, "batch time action"],
+        reward: Float[Tensor, "batch time"],
+        *,
+        generator: torch.Generator,
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Return the loss of a batch of chunks and its terms by name (`loss_given_noise`)."""
+        return self.loss_given_noise(obs, action, reward, self.draw_noise(obs.shape[0], obs.shape[1], generator))
+
+    def loss_given_noise(
+        self,
+        obs: UInt8[Tensor, "batch time 3 64 64"],
+        action: Float[Tensor, "batch time action"],
+        reward: Float[Tensor, "batch time"],
+        noise: Noise,
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Return the negative of the paper's variational bound (equation 3), averaged over batch and time:
+
+            image_scale * image + reward_scale * reward + kl_scale * kl
+                + global_kl_scale * global_kl + overshooting_scale * overshooting
+
+        All T steps count; chunks start from the zero state. Terms are 0-dim, detached and unscaled: `image` and
+        `reward` 0.5 * squared error (pixels summed; `planet.objective` has the constants), `kl` with free nats,
+        `kl_raw` without, `below_free_nats` the share of elements where free nats decide, `global_kl` and `overshooting`
+        where they are on, `prior_entropy` and `posterior_entropy` in nats per step.
+        """
+        config = self.objective
+        batch = obs.shape[0]
+        image = preprocess(obs, noise.image, bit_depth=self.bit_depth)
+        start = self.initial(batch)
+        posterior, prior = self.transition.observe(self.encoder(image), action, start, noise.state)
+        features = self.transition.features(posterior)
+        divergence = terms.kl(posterior.mean, posterior.std, prior.mean, prior.std)  # [B, T]
+
+        losses = {
+            "image": terms.image_loss(self.decoder(features), image).mean(),
+            "reward": terms.reward_loss(self.reward(features), reward).mean(),
+            "kl": terms.with_free_nats(divergence, config.free_nats).mean(),
+        }
+        scales = {"image": config.image_scale, "reward": config.reward_scale, "kl": config.kl_scale}
+        if config.global_kl_scale:
+            zero, one = torch.zeros_like(posterior.mean), torch.ones_like(posterior.std)
+            losses["global_kl"] = terms.kl(posterior.mean, posterior.std, zero, one).mean()
+            scales["global_kl"] = config.global_kl_scale
+        if config.overshooting_scale:
+            losses["overshooting"] = terms.overshooting(
+                self.transition, posterior, action, start, noise.overshooting,
+                distance=config.overshooting_distance, free_nats=config.overshooting_free_nats,
+            )  # fmt: skip
+            scales["overshooting"] = config.overshooting_scale
+        # A term of scale 0 is measured but gives no gradient at all, not even zeros.
+        loss = torch.stack([scales[name] * value for name, value in losses.items() if scales[name]]).sum()
+
+        with torch.no_grad():
+            metrics = {name: value.detach() for name, value in losses.items()} | {
+                "kl_raw": divergence.mean(),
+                "below_free_nats": (divergence < config.free_nats).float().mean(),
+                "prior_entropy": terms.entropy(prior.std).mean(),
+                "posterior_entropy": terms.entropy(posterior.std).mean(),
+                "loss": loss.detach(),
+            }
+        return loss, metrics
+
+    def draw_noise(self, batch: int, time: int, generator: torch.Generator) -> Noise:
+        """Return the random numbers of one loss of [batch, time]."""
+        size = self.transition.stoch_size
+        pairs = (
+            terms.overshooting_pairs(time, self.objective.overshooting_distance)
+            if self.objective.overshooting_scale
+            else 0
+        )
+        device = generator.device
+        return Noise(
+            image=random_bytes((batch, time, *IMAGE_SHAPE), generator),
+            state=torch.randn(batch, time, size, generator=generator, device=device),
+            overshooting=torch.randn(batch, pairs, size, generator=generator, device=device),
+        )
+
+    def initial(self, batch: int) -> State:
+        """Return the state before the first observation, [batch]."""
+        return self.transition.initial(batch)
+
+    @torch.no_grad()
+    def filter(
+        self,
+        state: State,
+        action: Float[Tensor, "env action"],
+        obs: UInt8[Tensor, "env 3 64 64"],
+        *,
+        generators: Sequence[torch.Generator],
+    ) -> State:
+        """Return the posterior [N] after executing `action` in `state` and seeing `obs`: one sample per environment.
+
+        Each environment draws from its own generator, so that its result does not depend on its neighbours.
+        """
+        if len(generators) != obs.shape[0]:
+            raise ValueError(f"filter needs one generator for each of the {obs.shape[0]} environments, "
+                             f"got {len(generators)}")  # fmt: skip
+        bytes_ = torch.stack([random_bytes(IMAGE_SHAPE, g) for g in generators])
+        size = self.transition.stoch_size
+        noise = torch.stack([torch.randn(size, generator=g, device=g.device) for g in generators])
+        embed = self.encoder(preprocess(obs, bytes_, bit_depth=self.bit_depth))
+        return self.transition.posterior(state, action, embed, noise)
+
+    @torch.no_grad()
+    def predict_returns(
+        self,
+        state: State,
+        actions: Float[Tensor, "env candidate horizon action"],
+        *,
+        generators: Sequence[torch.Generator],
+        samples: int = 1,
+    ) -> Float[Tensor, "env candidate"]:
+        """Return the sum of mean rewards along sampled open-loop trajectories from `state` [N].
+
+        Every candidate starts from the state's one sample; its `samples` trajectories are averaged.
+        """
+        envs, candidates, horizon, _ = actions.shape
+        rows, size = candidates * samples, self.transition.stoch_size
+        if len(generators) != envs:
+            raise ValueError(f"predict_returns needs one generator for each of the {envs} environments, "
+                             f"got {len(generators)}")  # fmt: skip
+        noise = torch.stack(
+            [torch.randn(horizon, rows, size, generator=g, device=g.device) for g in generators], dim=1
+        ).flatten(1, 2)  # [H, N * J * samples, S]: environment, then candidate, then sample, as below
+        action = actions.repeat_interleave(samples, dim=1).flatten(0, 1).transpose(0, 1)  # [H, N * J * samples, A]
+        state = state.map(lambda x: x.repeat_interleave(rows, dim=0))
+        total = actions.new_zeros(envs * rows)
+        for t in range(horizon):
+            state = self.transition.prior(state, action[t], noise[t])
+            total = total + self.reward(self.transition.features(state)).float()
+        return total.view(envs, candidates, samples).mean(dim=-1)
+
+    @torch.no_grad()
+    def open_loop(
+        self,
+        obs: UInt8[Tensor, "batch observed 3 64 64"],
+        action: Float[Tensor, "batch time action"],
+        context: int,
+        generator: torch.Generator,
+    ) -> OpenLoop:
+        """Filter the first `context` steps, imagine the rest from the actions, and decode all [B, T].
+
+        Only `obs[:, :context]` is looked at.
+
+        Raises:
+            ValueError: `context` is not in 1..min(observed, time).
+        """
+        batch, time = action.shape[:2]
+        if not 1 <= context <= min(obs.shape[1], time):
+            raise ValueError(f"context must be in 1..{min(obs.shape[1], time)} (the steps given), got {context}")
+        bytes_ = random_bytes((batch, context, *IMAGE_SHAPE), generator)
+        noise = torch.randn(batch, time, self.transition.stoch_size, generator=generator, device=generator.device)
+        embed = self.encoder(preprocess(obs[:, :context], bytes_, bit_depth=self.bit_depth))
+        state, _ = self.transition.observe(embed, action[:, :context], self.initial(batch), noise[:, :context])
+        if context < time:
+            last = state.map(lambda x: x[:, -1])
+            imagined = self.transition.imagine(last, action[:, context:], noise[:, context:])
+            state = State.cat([state, imagined], dim=1)
+        features = self.transition.features(state)
+        return OpenLoop(state, self.decoder(features).float(), self.reward(features).float())
+
+
+def make_transition(model: ModelConfig, action_size: int, embed_size: int) -> Transition:
+    """Return the latent dynamics that the configuration names, with its initialisation still torch's."""
+    sizes = {
+        "action_size": action_size,
+        "embed_size": embed_size,
+        "stoch": model.stoch,
+        "hidden": model.hidden,
+        "min_std": model.min_std,
+        "mean_only": model.mean_only,
+        "activation": model.activation,
+    }
+    if model.transition == "ssm":
+        return SSM(**sizes)
+    return {"rssm": RSSM, "drnn": DRNN}[model.transition](deter=model.deter, **sizes)
