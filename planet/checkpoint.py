@@ -32,14 +32,18 @@ def save(directory: Path, content: dict[str, Any]) -> Path:
         file.flush()
         os.fsync(file.fileno())
     if latest.exists():
-        os.replace(latest, previous)
-    os.replace(partial, latest)
+        _replace(latest, previous)
+    _replace(partial, latest)
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
     return latest
+
+
+def _replace(source: Path, target: Path) -> None:
+    os.replace(source, target)  # a name of its own, so that a test can end the process just before it
 
 
 def load(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:

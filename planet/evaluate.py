@@ -69,14 +69,16 @@ def load_agent(run_dir: RunDir, config: Config, device: torch.device) -> tuple[A
         raise FileNotFoundError(f"{run_dir.path} has no checkpoint yet; train it first: python -m planet.train")
     action_size = max(task.action_size for task in tasks.members(config.task))
     world_model = WorldModel(config.model, config.objective, action_size).to(device)
-    world_model.load_state_dict(content["world_model"])
-    precision = run_dir.resolved().get("precision") or hardware.resolve_precision(config.runtime.precision, device)
+    world_model.load_state_dict(content["learner"]["world_model"])
+    precision = (run_dir.resolved() or {}).get("precision") or hardware.resolve_precision(
+        config.runtime.precision, device
+    )
     agent = Agent(world_model, config.planner, action_size=action_size, precision=precision)
     return agent, content["progress"]["episodes"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m planet.evaluate", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m planet.evaluate", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--episodes", type=int, default=10, help="episodes per task (default 10)")
     parser.add_argument("--task", help="one task of a multi-task run (default: all)")

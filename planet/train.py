@@ -31,19 +31,19 @@ from planet.agent import Agent
 from planet.config import Config, EnvConfig
 from planet.envs import Env, PadActions, make_env
 from planet.episode_store import EpisodeStore
-from planet.evaluate import evaluate, write_open_loop
+from planet.evaluate import evaluate
 from planet.learner import Learner
-from planet.lease import Lease, LeaseHeldError
+from planet.lease import Lease, LeaseHeld, LeaseLost
+from planet.prediction import reconstruction_strip, write_open_loop
 from planet.progress import Display, duration
 from planet.replay import Batch, Replay
 from planet.rollout import Episode, random_policy, run_episodes
 from planet.run_dir import Recorder, RunDir
-from planet.stop_signal import StopSignal
-from planet.strips import reconstruction_strip
+from planet.stop_signal import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, StopSignal
 from planet.tasks import Task
+from planet.tensorboard_writer import TensorBoardWriter
 from planet.world_model import WorldModel
 
-EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 75  # 75: the shell's "try again later"
 STATUS_EVERY_SECONDS = 2.0
 PHASES = ("train", "plan", "env", "eval")
 
@@ -118,8 +118,9 @@ class Trainer:
         self.envs = [self._build_env(task) for task in self.tasks]
         self.action_size = max(env.action_size for env in self.envs)
 
-        torch.manual_seed(streams.integer(config.seed, "init"))
-        self.world_model = WorldModel(config.model, config.objective, self.action_size).to(device)
+        self.world_model = WorldModel(
+            config.model, config.objective, self.action_size, streams.torch_generator(config.seed, "init")
+        )
         self.learner = Learner(self.world_model, config.optimizer, device=device, precision=precision)
         self.agent = Agent(self.world_model, config.planner, action_size=self.action_size, precision=precision)
         self.device = device
@@ -136,6 +137,9 @@ class Trainer:
         self._last_checkpoint = self._last_status = time.monotonic()
         self._restore()
         self.clock = Clock(self.progress.wall_seconds, self.progress.cpu_seconds)
+        self.tensorboard = None
+        if config.runtime.tensorboard:
+            self.tensorboard = TensorBoardWriter(run_dir.path / "tensorboard", purge_env_steps=self.progress.env_steps)
 
     def _build_env(self, task: Task) -> Env:
         env = self._make_env(task, self.config.env)
@@ -297,19 +301,20 @@ class Trainer:
             means = {
                 k: torch.stack([terms[k].float() for terms in self.pending]).mean().item() for k in self.pending[0]
             }
-        self.recorder.append_metrics(
-            {
-                "episode": p.episodes,
-                "env_steps": p.env_steps,
-                "agent_steps": p.agent_steps,
-                "updates": p.updates,
-                **means,
-                "train_return": p.last_return,
-                **{f"{name}_seconds": round(seconds, 4) for name, seconds in p.phase_seconds.items()},
-                "wall_seconds": round(self.clock.wall(), 3),
-                "cpu_seconds": round(self.clock.cpu(), 3),
-            }
-        )
+        row = {
+            "episode": p.episodes,
+            "env_steps": p.env_steps,
+            "agent_steps": p.agent_steps,
+            "updates": p.updates,
+            **means,
+            "train_return": p.last_return,
+            **{f"{name}_seconds": round(seconds, 4) for name, seconds in p.phase_seconds.items()},
+            "wall_seconds": round(self.clock.wall(), 3),
+            "cpu_seconds": round(self.clock.cpu(), 3),
+        }
+        self.recorder.append_metrics(row)
+        if self.tensorboard:
+            self.tensorboard.metrics(row)
         self.pending.clear()
         p.phase_seconds = dict.fromkeys(PHASES, 0.0)
         p.row_due = False
@@ -318,20 +323,21 @@ class Trainer:
 
     def _episode_row(self, task: Task, kind: str, episode: Episode, env_seed: int) -> None:
         p = self.progress
-        self.recorder.append_episode(
-            {
-                "task": task.name,
-                "kind": kind,
-                "episode": p.episodes,
-                "env_steps": p.env_steps,
-                "agent_steps": p.agent_steps,
-                "updates": p.updates,
-                "return": episode.total_reward,
-                "length": episode.length,
-                "env_seed": env_seed,
-                "wall_seconds": round(self.clock.wall(), 3),
-            }
-        )
+        row = {
+            "task": task.name,
+            "kind": kind,
+            "episode": p.episodes,
+            "env_steps": p.env_steps,
+            "agent_steps": p.agent_steps,
+            "updates": p.updates,
+            "return": episode.total_reward,
+            "length": episode.length,
+            "env_seed": env_seed,
+            "wall_seconds": round(self.clock.wall(), 3),
+        }
+        self.recorder.append_episode(row)
+        if self.tensorboard:
+            self.tensorboard.episode(row)
 
     def _during_episode(self, step: int) -> None:
         """Abandon a collection or an evaluation on a stop signal: it is repeated, equal, after the restart."""
@@ -353,7 +359,6 @@ class Trainer:
             {
                 "progress": dataclasses.asdict(p),
                 "learner": self.learner.state_dict(),
-                "world_model": self.world_model.state_dict(),
                 "pending": {name: torch.stack([terms[name] for terms in self.pending]) for name in names},
                 "recorder": self.recorder.positions(),
                 "store": self.store.position(),
@@ -364,11 +369,10 @@ class Trainer:
     def _restore(self) -> None:
         content = checkpoint.load(self.run_dir.checkpoints, self.device)
         if content is None:
-            self.recorder.truncate(None)
+            self.recorder.truncate({})
             self.store.truncate(None)
             return
         self.progress = Progress(**content["progress"])
-        self.world_model.load_state_dict(content["world_model"])
         self.learner.load_state_dict(content["learner"])
         pending: Mapping[str, Tensor] = content["pending"]
         count = len(next(iter(pending.values()))) if pending else 0
@@ -422,6 +426,8 @@ class Trainer:
         self.display.advance(p.episodes, f"{p.env_steps} env steps, {now}{last}, {self._phases()}, ETA {duration(eta)}")
 
     def close(self) -> None:
+        if self.tensorboard:
+            self.tensorboard.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         for env in [*self.envs, *(env for envs in self._eval_envs.values() for env in envs)]:
             env.close()
@@ -453,12 +459,11 @@ def train(path: Path, *, make_env: MakeEnv = make_env) -> int:
         from planet import simulator_run
 
         return simulator_run.run(path)
-    recorder = Recorder(run_dir)
     try:
-        with Lease.acquire(path) as lease, StopSignal() as stop:
+        with Lease.acquire(path) as lease, Recorder(run_dir, lease) as recorder, StopSignal() as stop:
             return _train(run_dir, config, recorder, lease, stop, make_env)
-    except LeaseHeldError as error:
-        print(f"{path}: {error}", file=sys.stderr)
+    except (LeaseHeld, LeaseLost) as error:  # somebody else's run now: not a word into its files
+        print(f"planet.train: {error}", file=sys.stderr)
         return EXIT_FAILED
 
 
@@ -471,7 +476,7 @@ def _train(
         try:
             recorder.write_status(state="running", error=None, traceback=None)
             backend = gl.choose_backend()
-            first = run_dir.resolved()  # what `auto` meant at the first start
+            first = run_dir.resolved() or {}  # what `auto` meant at the first start
             device = hardware.resolve_device(config.runtime.device)
             precision = first.get("precision") or hardware.resolve_precision(config.runtime.precision, device)
             threads = first.get("threads") or hardware.resolve_threads(config.runtime.threads)
@@ -499,6 +504,8 @@ def _train(
             trainer.write_status("stopped")
             display.line("stopped; everything is saved, the same command goes on")
             return EXIT_STOPPED
+        except LeaseLost:
+            raise
         except Exception as error:
             last = f"{type(error).__name__}: {error}"
             recorder.write_status(state="failed", error=last, traceback=traceback.format_exc())
@@ -512,7 +519,7 @@ def _train(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m planet.train", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m planet.train", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("run_dir", type=Path, help="a run directory made by benchmarks/launch.py")
     arguments = parser.parse_args(argv)
     os.environ.setdefault("LP_NUM_THREADS", "0")  # software GL: its threads cost more than they give at 64 x 64

@@ -1,0 +1,186 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from planet import checkpoint
+from planet.config import Config
+from planet.episode_store import EpisodeStore
+from planet.presets import resolve
+from planet.run_dir import RunDir, read_jsonl
+
+KILLED_RUN = Path(__file__).parent / "killed_run.py"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
+
+
+def tiny(**changes) -> Config:
+    return resolve(
+        "cartpole_swingup",
+        preset="smoke",
+        changes={
+            "schedule.train_episodes": 3,
+            "schedule.eval_points": 1,
+            "runtime.checkpoint_seconds": 0,
+            "runtime.device": "cpu",
+            **changes,
+        },
+    )
+
+
+def create(path: Path, config: Config) -> RunDir:
+    return RunDir.create(path, config, preset="smoke", variant="base")
+
+
+def start(path: Path, *signal_at: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(KILLED_RUN)] if signal_at else [sys.executable, "-m", "planet.train"]
+    return subprocess.run(
+        [*command, str(path), *signal_at], capture_output=True, text=True, env=ENVIRONMENT, timeout=120
+    )
+
+
+def without_times(path: Path) -> list[dict]:
+    rows, broken = read_jsonl(path)
+    assert broken == 0
+    return [{k: v for k, v in row.items() if not k.endswith("_seconds")} for row in rows]
+
+
+def assert_same_run(one: RunDir, other: RunDir) -> None:
+    assert without_times(one.episodes_jsonl) == without_times(other.episodes_jsonl)
+    assert without_times(one.metrics_jsonl) == without_times(other.metrics_jsonl)
+    a, b = checkpoint.load(one.checkpoints), checkpoint.load(other.checkpoints)
+    assert a is not None and b is not None
+    assert a["learner"]["world_model"].keys() == b["learner"]["world_model"].keys()
+    for name in a["learner"]["world_model"]:
+        assert torch.equal(a["learner"]["world_model"][name], b["learner"]["world_model"][name]), name
+    for x, y in zip(EpisodeStore(one.episodes).load(), EpisodeStore(other.episodes).load(), strict=True):
+        assert (x.obs == y.obs).all() and (x.action == y.action).all() and (x.reward == y.reward).all()
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> RunDir:
+    run = create(tmp_path_factory.mktemp("unbroken") / "seed_0", tiny())
+    done = start(run.path)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.mark.slow
+def test_a_run_writes_what_the_run_directory_promises(unbroken):
+    config = unbroken.config()
+    episodes, metrics = without_times(unbroken.episodes_jsonl), without_times(unbroken.metrics_jsonl)
+    status = unbroken.status()
+
+    assert [row["kind"] for row in episodes] == ["seed"] * 2 + ["train"] * 2 + ["eval"] * 2 + ["train"] + ["eval"] * 2
+    assert [row["episode"] for row in episodes if row["kind"] != "eval"] == [1, 2, 3, 4, 5]
+    assert [row["episode"] for row in episodes if row["kind"] == "eval"] == [4, 4, 5, 5]
+    assert [row["updates"] for row in metrics] == [3, 6, 9]
+    assert [row["env_steps"] for row in metrics] == [240, 320, 400]
+    assert {row["length"] for row in episodes} == {10}
+    assert len({row["env_seed"] for row in episodes}) == len(episodes)  # start states never repeat
+    assert status is not None and status["state"] == "done" and status["evals_done"] == 2
+    assert {"image", "reward", "kl", "kl_raw", "loss", "grad_norm"} <= set(metrics[0])
+    assert sorted(p.name for p in unbroken.strips.iterdir()) == ["reconstruction_00004.png", "reconstruction_00005.png"]
+    assert config.task == "cartpole_swingup"
+
+
+@pytest.mark.slow
+def test_a_finished_run_started_again_is_left_alone(unbroken):
+    before = {p: p.stat().st_mtime_ns for p in unbroken.path.rglob("*") if p.is_file()}
+
+    again = start(unbroken.path)
+
+    assert again.returncode == 0 and "done" in again.stdout
+    assert {p: p.stat().st_mtime_ns for p in unbroken.path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "point",
+    [
+        ("Learner.update", "5"),  # in the second cycle's training
+        ("Agent.act", "4"),  # collecting the first planned episode
+        ("Agent.act", "25"),  # evaluating
+        ("EpisodeStore.append", "2"),  # among the seed episodes, before any checkpoint
+        ("Recorder.append_episode", "4"),  # the episode is stored, its row is not
+        ("Recorder.append_metrics", "2"),
+        ("checkpoint._replace", "2"),  # the new checkpoint is complete but the old one is still in place
+        ("checkpoint._replace", "3"),  # between the two renames: only previous.pt is there
+    ],
+    ids=lambda p: "-".join(p),
+)
+def test_a_killed_run_ends_like_the_unbroken_one(unbroken, tmp_path, point):
+    run = create(tmp_path / "seed_0", tiny())
+
+    killed = start(run.path, *point, "SIGKILL")
+    assert killed.returncode == -9, killed.stderr
+    resumed = start(run.path)
+
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(run, unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", [("Learner.update", "5"), ("Agent.act", "4"), ("Agent.act", "25")], ids="-".join)
+def test_a_run_asked_to_stop_saves_and_goes_on_equal(unbroken, tmp_path, point):
+    run = create(tmp_path / "seed_0", tiny(**{"runtime.checkpoint_seconds": 1e6}))
+
+    stopped = start(run.path, *point, "SIGUSR2")
+    assert stopped.returncode == 75, stopped.stderr
+    status = run.status()
+    assert status is not None and status["state"] == "stopped"
+    resumed = start(run.path)
+
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(run, unbroken)
+
+
+@pytest.mark.slow
+def test_evaluating_more_does_not_change_training(unbroken, tmp_path):
+    run = create(tmp_path / "seed_0", tiny(**{"schedule.eval_points": 3, "schedule.eval_episodes": 3}))
+    assert start(run.path).returncode == 0
+
+    def training(r: RunDir) -> list[dict]:
+        return [row for row in without_times(r.episodes_jsonl) if row["kind"] != "eval"]
+
+    assert training(run) == training(unbroken)
+    assert without_times(run.metrics_jsonl) == without_times(unbroken.metrics_jsonl)
+
+
+@pytest.mark.slow
+def test_a_diverging_run_stops_with_the_term_the_update_and_the_last_good_checkpoint(tmp_path):
+    run = create(tmp_path / "seed_0", tiny(**{"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 1e30}))
+
+    failed = start(run.path)
+
+    status = run.status()
+    assert failed.returncode == 1
+    assert status is not None and status["state"] == "failed"
+    assert str(run.path) in status["error"] and "update" in status["error"] and "became" in status["error"]
+    content = checkpoint.load(run.checkpoints)
+    if content is not None:
+        assert all(torch.isfinite(value).all() for value in content["learner"]["world_model"].values())
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    refused = start(tmp_path)
+
+    assert refused.returncode == 2
+    assert "no run directory" in refused.stderr and "Traceback" not in refused.stderr
+
+
+@pytest.mark.slow
+def test_one_agent_for_all_tasks(tmp_path):
+    config = resolve("dmc6", preset="smoke", changes={"schedule.train_episodes": 1, "runtime.device": "cpu"})
+    run = create(tmp_path / "seed_0", config)
+    done = start(run.path)
+
+    assert done.returncode == 0, done.stderr
+    episodes, metrics = without_times(run.episodes_jsonl), without_times(run.metrics_jsonl)
+    assert [row["updates"] for row in metrics] == [18]  # 6C
+    assert len({row["task"] for row in episodes if row["kind"] == "train"}) == 6
+    assert len([row for row in episodes if row["kind"] == "eval"]) == 12
+    assert json.loads(run.run_json.read_text())["task"] == "dmc6"
