@@ -117,6 +117,11 @@ class DMControlEnv:
         return self._env.physics
 
     @property
+    def substeps(self) -> int:
+        """Simulator steps per control step."""
+        return round(self._env.control_timestep() / self.physics.timestep())
+
+    @property
     def renderer(self) -> str:
         """What draws the pictures, e.g. `egl, llvmpipe (LLVM 15.0.6, 256 bits)`."""
         return self._camera.renderer

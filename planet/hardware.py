@@ -51,17 +51,17 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bfloat16" if has_bfloat16(device) else "float32"
 
 
-def resolve_threads(threads: int) -> int:
+def resolve_threads(threads: int, most: int = 8) -> int:
     """Return the number of torch threads: as asked, else OMP_NUM_THREADS, else the cores this process may use.
 
-    More than eight do not pay for networks of this size.
+    More than eight do not pay for networks of this size (rollouts of the simulator take more).
     """
     if threads:
         return threads
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdigit() and int(asked) > 0:
         return int(asked)
-    return min(8, len(os.sched_getaffinity(0)))
+    return min(most, len(os.sched_getaffinity(0)))
 
 
 def describe(device: torch.device) -> dict[str, str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DATA = {"gl", "envs", "counting_env", "parallel_envs", "replay", "rollout", "episode_store"}
+DATA = {"gl", "camera", "envs", "counting_env", "parallel_envs", "replay", "rollout", "episode_store", "held_out"}
+DATA |= {"simulator_rewards", "simulator_score"}
 MODEL = {"images", "networks", "rssm", "ssm", "drnn", "transition", "state", "objective", "world_model", "cem"}
 SHARED = {"config", "tasks", "presets"}
 
