@@ -46,8 +46,8 @@ class Replay:
         if need > free:
             raise MemoryError(
                 f"the replay of {episodes} episodes ({frames} frames of 64 x 64) needs {need / 2**30:.2f} GiB of "
-                f"memory, but only {free / 2**30:.2f} GiB are available; choose a machine or a Slurm --mem with more, or "
-                f"lower schedule.train_episodes"
+                f"memory, but only {free / 2**30:.2f} GiB are available; choose a machine or a Slurm --mem with more, "
+                f"or lower schedule.train_episodes"
             )
         self._obs = np.empty((frames, 3, 64, 64), np.uint8)
         self._action = np.empty((frames, action_size), np.float32)

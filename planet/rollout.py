@@ -27,11 +27,6 @@ class Episode:
     action: Float32[np.ndarray, "frame action"]
     reward: Float32[np.ndarray, " frame"]
 
-    def __post_init__(self) -> None:
-        lengths = {"obs": len(self.obs), "action": len(self.action), "reward": len(self.reward)}
-        if len(set(lengths.values())) != 1 or len(self.obs) < 2:
-            raise ValueError(f"an episode needs equally many frames, actions and rewards, at least 2, got {lengths}")
-
     @property
     def length(self) -> int:
         """T: decisions, one less than frames."""
