@@ -31,12 +31,15 @@ class DRNN(Transition):
         deter: int = 200,
         hidden: int = 200,
         min_std: float = 0.1,
+        fixed_std: float = 0.0,
         mean_only: bool = False,
         activation: Activation = "relu",
     ) -> None:
         super().__init__(deter_size=2 * deter, stoch_size=stoch, feature_size=deter, mean_only=mean_only)
         self.encoder_cell = nn.GRUCell(embed_size + action_size + stoch, deter)
-        self.head = GaussianHead(deter + stoch + deter, hidden, stoch, min_std=min_std, activation=activation)
+        self.head = GaussianHead(
+            deter + stoch + deter, hidden, stoch, min_std=min_std, fixed_std=fixed_std, activation=activation
+        )
         self.decoder_cell = nn.GRUCell(stoch, deter)
         self.embed_size = embed_size
 

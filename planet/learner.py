@@ -5,7 +5,7 @@ Knows batches of numpy arrays and a world model; knows nothing of replay or sche
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from planet.config import OptimizerConfig
 from planet.world_model import WorldModel
 
 
+@runtime_checkable
 class Sequences(Protocol):
     """A batch of chunks in the time convention of `planet.transition`, as `planet.replay.Batch` is one."""
 

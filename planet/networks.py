@@ -85,13 +85,17 @@ class RewardHead(nn.Module):
 
 class GaussianHead(nn.Module):
     """Inputs [..., I] to mean and standard deviation [..., S] of a diagonal Gaussian: one dense layer with activation,
-    then two linear layers side by side; the deviation is softplus(.) + `min_std`."""
+    then two linear layers side by side; the deviation is softplus(.) + `min_std`, or
+    `fixed_std` where that is above 0."""
 
-    def __init__(self, inputs: int, hidden: int, size: int, *, min_std: float, activation: Activation) -> None:
+    def __init__(
+        self, inputs: int, hidden: int, size: int, *, min_std: float, activation: Activation, fixed_std: float = 0.0
+    ) -> None:
         super().__init__()
         self.dense = nn.Linear(inputs, hidden)
         self.output = nn.Linear(hidden, 2 * size)
         self.min_std = min_std
+        self.fixed_std = fixed_std
         self.activation = ACTIVATIONS[activation]
 
     def forward(
@@ -104,6 +108,8 @@ class GaussianHead(nn.Module):
     ) -> tuple[Float[Tensor, "*batch size"], Float[Tensor, "*batch size"]]:
         """Return (mean, std) given the dense layer's output, so that a caller may compute that in parts."""
         mean, raw = self.output(self.activation(dense)).chunk(2, dim=-1)
+        if self.fixed_std:
+            return mean, torch.full_like(mean, self.fixed_std)
         return mean, F.softplus(raw) + self.min_std
 
 
@@ -119,11 +125,10 @@ def initialise(module: nn.Module, generator: torch.Generator | None = None) -> N
     def uniform(kernel: Tensor, fans: int) -> None:
         kernel.uniform_(-math.sqrt(6 / fans), math.sqrt(6 / fans), generator=generator)
 
+    pairs = {layer.output for layer in module.modules() if isinstance(layer, GaussianHead)}
     for layer in module.modules():
-        if isinstance(layer, GaussianHead):
-            continue  # its two layers are visited by themselves
         if isinstance(layer, nn.Linear):
-            parts = 2 if _is_gaussian_output(module, layer) else 1
+            parts = 2 if layer in pairs else 1
             uniform(layer.weight, layer.in_features + layer.out_features // parts)
             layer.bias.zero_()
         elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
@@ -138,7 +143,3 @@ def initialise(module: nn.Module, generator: torch.Generator | None = None) -> N
             layer.bias_ih.zero_()
             layer.bias_hh.zero_()
             layer.bias_ih[: 2 * units] = 1.0  # torch adds two biases; TensorFlow has this one
-
-
-def _is_gaussian_output(root: nn.Module, layer: nn.Module) -> bool:
-    return any(isinstance(m, GaussianHead) and m.output is layer for m in root.modules())

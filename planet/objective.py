@@ -62,7 +62,7 @@ def overshooting(
     distance: int,
     free_nats: float,
 ) -> Float[Tensor, ""]:
-    """Return latent overshooting (paper, equation 7): the mean over the distances d = 2..`distance` of the mean over all
+    """Return latent overshooting (paper, equation 7): the mean over distances d = 2..`distance` of the mean over all
     (batch, t) with a state d steps earlier of max(KL(posterior_t || prior of t from the posterior at t - d), free).
 
     Every state from `start` [B] (the state before the first step, t = -1) to T - 2 starts one open-loop rollout:

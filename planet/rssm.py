@@ -30,14 +30,19 @@ class RSSM(Transition):
         deter: int = 200,
         hidden: int = 200,
         min_std: float = 0.1,
+        fixed_std: float = 0.0,
         mean_only: bool = False,
         activation: Activation = "relu",
     ) -> None:
         super().__init__(deter_size=deter, stoch_size=stoch, feature_size=stoch + deter, mean_only=mean_only)
         self.input = nn.Linear(stoch + action_size, hidden)
         self.cell = nn.GRUCell(hidden, deter)
-        self.prior_head = GaussianHead(deter, hidden, stoch, min_std=min_std, activation=activation)
-        self.posterior_head = GaussianHead(deter + embed_size, hidden, stoch, min_std=min_std, activation=activation)
+        self.prior_head = GaussianHead(
+            deter, hidden, stoch, min_std=min_std, fixed_std=fixed_std, activation=activation
+        )
+        self.posterior_head = GaussianHead(
+            deter + embed_size, hidden, stoch, min_std=min_std, fixed_std=fixed_std, activation=activation
+        )
         self.activation = ACTIVATIONS[activation]
 
     def prior(

@@ -28,13 +28,16 @@ class SSM(Transition):
         stoch: int = 30,
         hidden: int = 200,
         min_std: float = 0.1,
+        fixed_std: float = 0.0,
         mean_only: bool = False,
         activation: Activation = "relu",
     ) -> None:
         super().__init__(deter_size=0, stoch_size=stoch, feature_size=stoch, mean_only=mean_only)
-        self.prior_head = GaussianHead(stoch + action_size, hidden, stoch, min_std=min_std, activation=activation)
+        self.prior_head = GaussianHead(
+            stoch + action_size, hidden, stoch, min_std=min_std, fixed_std=fixed_std, activation=activation
+        )
         self.posterior_head = GaussianHead(
-            2 * stoch + embed_size, hidden, stoch, min_std=min_std, activation=activation
+            2 * stoch + embed_size, hidden, stoch, min_std=min_std, fixed_std=fixed_std, activation=activation
         )
 
     def prior(

@@ -252,6 +252,7 @@ def make_transition(model: ModelConfig, action_size: int, embed_size: int) -> Tr
         "stoch": model.stoch,
         "hidden": model.hidden,
         "min_std": model.min_std,
+        "fixed_std": model.fixed_std,
         "mean_only": model.mean_only,
         "activation": model.activation,
     }
