@@ -1,0 +1,99 @@
+"""Figures -> files and markup. The only module that holds a matplotlib figure open.
+
+Every figure becomes NAME.png, .svg, .pdf and .csv, and one inline SVG per panel for the page.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from analysis import style
+from analysis.figures import Figure, Key
+from analysis.inline_svg import inline
+
+PNG_DPI = 150
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A figure as the page needs it."""
+
+    figure: Figure
+    panels: list[str]
+    """Inline SVG, in order."""
+    csv: str
+
+
+def render(figure: Figure, folder: Path) -> Rendered:
+    """Write the figure's four files into `folder` and return it for the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    csv = figure.data.to_csv(index=False, float_format="%.10g")
+    (folder / f"{figure.name}.csv").write_text(csv)
+    with plt.rc_context(style.MATPLOTLIB):
+        _combined(figure, folder)
+        panels = [_panel(figure, i) for i in range(len(figure.panels))]
+    return Rendered(figure, panels, csv)
+
+
+def _panel(figure: Figure, index: int) -> str:
+    panel = figure.panels[index]
+    width, height = figure.panel_size
+    canvas = plt.figure(figsize=(width, height))
+    left, bottom = 0.48 / width, 0.44 / height
+    axes = canvas.add_axes((left, bottom, 1 - left - 0.1 / width, 1 - bottom - 0.12 / height))
+    panel.draw(axes)
+    file = io.StringIO()
+    canvas.savefig(file, format="svg", metadata={"Date": None})
+    plt.close(canvas)
+    return inline(file.getvalue(), f"{figure.name}-{index}", panel.label or panel.title)
+
+
+def _combined(figure: Figure, folder: Path) -> None:
+    columns = min(figure.columns, len(figure.panels))
+    rows = -(-len(figure.panels) // columns)
+    width, height = figure.panel_size
+    key_rows = -(-len(figure.keys) // columns)
+    foot = 0.22 * key_rows + (0.25 if figure.note else 0) + 0.12
+    total = (width * columns, (height + 0.3) * rows + foot)
+    canvas = plt.figure(figsize=total, facecolor="white")
+    grid = canvas.add_gridspec(
+        rows, columns, left=0.55 / total[0], right=1 - 0.15 / total[0], top=1 - 0.32 / total[1],
+        bottom=(foot + 0.5) / total[1], wspace=0.18, hspace=0.78 / height,
+    )  # fmt: skip
+    for i, panel in enumerate(figure.panels):
+        axes = canvas.add_subplot(grid[i // columns, i % columns])
+        panel.draw(axes)
+        axes.set_title(panel.title)
+    if figure.keys:
+        canvas.legend(
+            handles=[_handle(key) for key in figure.keys], loc="lower left", ncols=columns,
+            bbox_to_anchor=(0.45 / total[0], (0.3 if figure.note else 0.05) / total[1]), fontsize=8.5, borderpad=0,
+        )  # fmt: skip
+    if figure.note:
+        canvas.text(0.55 / total[0], 0.1 / total[1], figure.note, color="#b3261e", fontsize=8.5, weight="bold")
+    canvas.savefig(folder / f"{figure.name}.png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
+    canvas.savefig(folder / f"{figure.name}.svg", facecolor="white", metadata={"Date": None})
+    canvas.savefig(folder / f"{figure.name}.pdf", facecolor="white", metadata={"CreationDate": None})
+    plt.close(canvas)
+
+
+def _handle(key: Key) -> Line2D | Patch:
+    if key.kind == "band":
+        return Patch(facecolor=key.colour, alpha=0.3, label=key.label)
+    if key.kind == "marker":
+        return Line2D([], [], color=key.colour, marker="o", linestyle="", markersize=4, label=key.label)
+    width = {"step": 5, "thin": 1}.get(key.kind, 1.8)
+    dashes: Any = {"dashed": "--", "dotted": ":"}.get(key.kind, "-")
+    alpha = 0.5 if key.kind == "step" else 1
+    return Line2D([], [], color=key.colour, linewidth=width, linestyle=dashes, alpha=alpha, label=key.label)

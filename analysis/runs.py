@@ -1,0 +1,566 @@
+"""Run directories -> tidy frames and what is wrong with them.
+
+Knows the files of a run directory (run.json, config.toml, status.json, episodes.jsonl, metrics.jsonl, `format = 1`) and
+the plan files beside them; imports nothing of `planet`, so that a report can be made where torch is not installed.
+Rows are never invented and never averaged here: what cannot be used is left out and said, as a `Problem`.
+"""
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportIndexIssue=false
+# (pandas' own annotations lose the type of every selection)
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+FORMAT = 1
+STALE_SECONDS = 600
+"""A run that says `running` and has not been heard of for this long is called stale (the lease's own limit)."""
+
+EPISODE_NUMBERS = ("episode", "env_steps", "agent_steps", "updates", "return", "length", "wall_seconds")
+IDENTITY = ("preset", "variant", "task", "seed")
+TASKS = ("cartpole_swingup", "reacher_easy", "cheetah_run", "finger_spin", "cup_catch", "walker_walk")
+"""The paper's six tasks in the order of its figures; tasks of other names follow them alphabetically."""
+
+Kind = Literal[
+    "unusable", "duplicate", "missing", "failed", "stale", "short", "split", "code", "torn", "stopped", "running"
+]
+
+PROBLEMS: dict[Kind, str] = {
+    "unusable": "left out: files that cannot be used",
+    "duplicate": "run twice",
+    "missing": "missing: planned, never started",
+    "failed": "failed",
+    "stale": "stale: says it runs, silent for more than ten minutes",
+    "short": "short: says it is done, with rows missing",
+    "split": "not pooled: settings differ within one variant",
+    "code": "code: uncommitted changes, or something changed between two starts",
+    "torn": "broken lines, skipped",
+    "stopped": "stopped, will go on when launched again",
+    "running": "still running",
+}
+"""Every kind of problem with its heading, the worst first."""
+
+
+class BadInput(ValueError):
+    """The user's input cannot be worked with; the message is one clear sentence for the terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    kind: Kind
+    where: str
+    """Run, file or group of runs, as short as it is unique."""
+    text: str
+    preset: str = ""
+
+
+@dataclass(slots=True)
+class Run:
+    """One run directory, read."""
+
+    path: Path
+    preset: str
+    variant: str
+    task: str
+    """The run's task; a group name such as `dmc6` for the multi-task agent."""
+    seed: int
+    record: dict[str, Any]
+    """run.json."""
+    config: dict[str, Any]
+    """config.toml as nested tables."""
+    status: dict[str, Any]
+    """status.json, empty if there is none yet."""
+    episodes: pd.DataFrame
+    metrics: pd.DataFrame
+    torn: int = 0
+    """Lines of the two JSONL files that are not JSON (a kill in the middle of a write)."""
+    repeated: int = 0
+    """Episode rows that were there twice; the first is kept."""
+    series: str = ""
+    """The variant, plus the settings that differ where a variant's runs must not be pooled."""
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return self.preset, self.variant, self.task, self.seed
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}/{self.task}/seed_{self.seed}"
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        return self.record.get("starts") or []
+
+    def resolved(self, name: str, default: object) -> str:
+        """Return a setting as the first start resolved it (`auto` in config.toml becomes a value there)."""
+        return str((self.record.get("resolved") or {}).get(name, default))
+
+    @property
+    def precision(self) -> str:
+        return self.resolved("precision", self.config["runtime"]["precision"])
+
+    @property
+    def picture(self) -> str:
+        return self.resolved("picture", self.config["env"]["picture"])
+
+    @property
+    def device(self) -> str:
+        """Return the accelerator's or processor's name at the first start, as far as it is known."""
+        for start in self.starts[:1]:
+            gpus = start.get("gpus") or []
+            if self.resolved("device", "cpu").startswith("cuda") and gpus:
+                return str(gpus[0].get("name", "GPU"))
+            return str(start.get("processor") or self.resolved("device", "cpu"))
+        return self.resolved("device", self.config["runtime"]["device"])
+
+    @property
+    def commits(self) -> list[tuple[str, bool]]:
+        """Return the distinct (commit, dirty) pairs of all starts, in order; commit "" where git was not there."""
+        found: dict[tuple[str, bool], None] = {}
+        for start in self.starts or [self.record]:
+            git = start.get("git") or {}
+            found[(str(git.get("commit") or ""), bool(git.get("dirty")))] = None
+        return list(found)
+
+    @property
+    def code(self) -> str:
+        """Return "" for clean commits, else what tells this run's code apart from a commit."""
+        dirty = [commit for commit, is_dirty in self.commits if is_dirty]
+        if not dirty:
+            return ""
+        hashes = dict.fromkeys(
+            str(start["code_hash"]) for start in self.starts or [self.record] if "code_hash" in start
+        )
+        return f"uncommitted changes on {dirty[0][:7] or 'no commit'}" + (
+            f" (code {', '.join(hashes)})" if hashes else ""
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Return the configuration under dotted keys, without what may differ between the runs of one curve."""
+        flat = {
+            f"{section}.{key}": value
+            for section, table in self.config.items() if isinstance(table, dict)
+            for key, value in table.items()
+        }  # fmt: skip
+        return {key: value for key, value in flat.items() if not key.startswith("runtime.") and key != "env.picture"}
+
+    @property
+    def dynamics(self) -> str:
+        return str(self.config["planner"].get("dynamics", "latent"))
+
+    @property
+    def max_return(self) -> float:
+        """Return the most an episode can earn: dm_control gives at most 1 per environment step."""
+        return float(self.config["env"]["episode_env_steps"])
+
+    @property
+    def episodes_total(self) -> int:
+        schedule = self.config["schedule"]
+        return schedule["seed_episodes"] + schedule["train_episodes"]
+
+    @property
+    def train_episodes(self) -> int:
+        """Return the episodes collected while learning; 0 where nothing is learned."""
+        return 0 if self.dynamics == "simulator" else int(self.config["schedule"]["train_episodes"])
+
+    @property
+    def eval_episodes(self) -> int:
+        return int(self.config["schedule"]["eval_episodes"])
+
+    def eval_at(self) -> tuple[int, ...]:
+        """Return the counts of collected episodes at which this run evaluates (design section 6)."""
+        if self.dynamics == "simulator":
+            return (self.episodes_total,) if not len(self.evals()) else tuple(sorted(set(self.evals()["episode"])))
+        schedule = self.config["schedule"]
+        first, total, points = schedule["seed_episodes"], schedule["train_episodes"], schedule["eval_points"]
+        middles = {first + math.floor((k + 0.5) * total / points + 0.5) for k in range(points)}
+        return tuple(sorted(middles | {first + total}))
+
+    def evals(self) -> pd.DataFrame:
+        return self.episodes[self.episodes["kind"] == "eval"]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Return the tasks its rows are about (several for the multi-task agent)."""
+        found = self.episodes["task"].unique().tolist()
+        return tuple(sort_tasks(found)) if found else (self.task,)
+
+    def state(self, now: float) -> str:
+        """Return done, failed, stopped, running, stale or new; `stale` is judged by the heartbeat."""
+        state = str(self.status.get("state", "new"))
+        if state == "running" and now - float(self.status.get("heartbeat") or 0.0) > STALE_SECONDS:
+            return "stale"
+        return state
+
+
+@dataclass(slots=True)
+class Plan:
+    """A suite's expected runs, as `launch.py` wrote them."""
+
+    suite: str
+    preset: str
+    runs: list[tuple[str, str, int]]
+    """(variant, task, seed)"""
+
+
+@dataclass(slots=True)
+class Results:
+    """Everything the report is made from."""
+
+    folders: list[Path]
+    runs: list[Run] = field(default_factory=list)
+    plans: list[Plan] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    now: float = 0.0
+
+    @property
+    def presets(self) -> list[str]:
+        order = {"paper": 0, "quick": 1, "smoke": 3}
+        names = {run.preset for run in self.runs} | {plan.preset for plan in self.plans}
+        return sorted(names, key=lambda name: (order.get(name, 2), name))
+
+    def of(self, preset: str) -> Results:
+        """Return the part of one preset: presets are never pooled."""
+        return Results(
+            folders=self.folders,
+            runs=[run for run in self.runs if run.preset == preset],
+            plans=[plan for plan in self.plans if plan.preset == preset],
+            problems=[problem for problem in self.problems if problem.preset in ("", preset)],
+            now=self.now,
+        )
+
+    def expected(self) -> tuple[set[tuple[str, str, int]], bool]:
+        """Return the (variant, task, seed) there should be, and whether plan files said so.
+
+        Without a plan it is the closure of what is there: every task and every seed seen of a variant.
+        """
+        there = {(run.variant, run.task, run.seed) for run in self.runs}
+        if self.plans:
+            return there | {entry for plan in self.plans for entry in plan.runs}, True
+        closure: set[tuple[str, str, int]] = set()
+        for variant in {variant for variant, _, _ in there}:
+            tasks = {task for v, task, _ in there if v == variant}
+            seeds = {seed for v, _, seed in there if v == variant}
+            closure |= {(variant, task, seed) for task in tasks for seed in seeds}
+        return closure, False
+
+    def seeds_expected(self, variant: str, task: str) -> int:
+        """Return how many seeds of a variant there should be on a task; rows of a multi-task run count for it."""
+        expected, _ = self.expected()
+        own = {seed for v, t, seed in expected if v == variant and t == task}
+        grouped = {seed for v, t, seed in expected if v == variant and t not in TASKS and task in TASKS and t != task}
+        return len(own | (grouped if not own else set()))
+
+    def frame(self, kind: str = "eval") -> pd.DataFrame:
+        """Return one row per episode of a kind, with the identity of its run; the tidy frame all else starts from."""
+        frames = [
+            run.episodes.loc[run.episodes["kind"] == kind].assign(
+                preset=run.preset, variant=run.variant, series=run.series, run_task=run.task, seed=run.seed,
+                dynamics=run.dynamics, max_return=run.max_return, last_point=run.eval_at()[-1],
+            )
+            for run in self.runs
+        ]  # fmt: skip
+        frames = [frame for frame in frames if len(frame)]
+        if not frames:
+            columns = [
+                *IDENTITY,
+                "series",
+                "run_task",
+                "dynamics",
+                "max_return",
+                "last_point",
+                "kind",
+                *EPISODE_NUMBERS,
+                "hours",
+            ]
+            return pd.DataFrame({name: pd.Series(dtype=object) for name in columns})
+        whole = pd.concat(frames, ignore_index=True)
+        whole["hours"] = whole["wall_seconds"] / 3600
+        return whole
+
+
+def sort_tasks(names: Iterable[str]) -> list[str]:
+    """Return the names in the paper's order, others behind."""
+    order = {name: i for i, name in enumerate(TASKS)}
+    return sorted(set(names), key=lambda name: (order.get(name, len(order)), name))
+
+
+def load(folders: Sequence[Path], *, suite: str | None = None, now: float | None = None) -> Results:
+    """Read every run directory below the folders.
+
+    A run that cannot be used (another format, NaN returns, unreadable files) becomes a `Problem` of kind `unusable`.
+
+    Raises:
+        BadInput: a folder that is not there, that holds no run directory, or a suite without any plan file.
+    """
+    results = Results(folders=list(folders), now=time.time() if now is None else now)
+    found: dict[tuple[str, str, str, int], Run] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            what = "is a file" if folder.exists() else "does not exist"
+            raise BadInput(
+                f"{folder} {what}; name a folder of runs, such as runs/smoke (python benchmarks/launch.py makes them)"
+            )
+        count = 0
+        for kind, path in _walk(folder):
+            if kind == "plan":
+                results.plans += _read_plan(path, results.problems)
+                continue
+            count += 1
+            try:
+                run = read_run(path)
+            except BadInput as error:
+                results.problems.append(Problem("unusable", str(path), str(error)))
+                continue
+            earlier = found.get(run.key)
+            if earlier is not None and earlier.path.resolve() != run.path.resolve():
+                text = f"{run.path} is the same run (preset, variant, task, seed) as {earlier.path}: only that is used"
+                results.problems.append(Problem("duplicate", run.name, text, run.preset))
+                continue
+            found.setdefault(run.key, run)
+        if not count and not results.plans:
+            raise BadInput(
+                f"{folder} holds no run directory (looked for run.json in all its subfolders); name a folder such as "
+                "runs/smoke, or make runs with python benchmarks/launch.py --suite dmc6 --preset smoke"
+            )
+    if suite is not None:
+        known = sorted({plan.suite for plan in results.plans})
+        results.plans = [plan for plan in results.plans if plan.suite == suite] if suite in known else results.plans
+    results.runs = sorted(
+        found.values(), key=lambda r: (r.preset, r.variant != "base", r.variant, *_task_key(r.task), r.seed)
+    )
+    _name_series(results)
+    _find_problems(results)
+    order = list(PROBLEMS)
+    results.problems.sort(key=lambda p: (order.index(p.kind), p.preset))
+    return results
+
+
+def _task_key(task: str) -> tuple[int, str]:
+    return (TASKS.index(task) if task in TASKS else len(TASKS), task)
+
+
+def _walk(folder: Path) -> Iterator[tuple[Literal["run", "plan"], Path]]:
+    """Yield run directories and plan files; never descends into a run directory (episodes, checkpoints, videos)."""
+    for top, folders, files in os.walk(folder):
+        if "run.json" in files:
+            folders.clear()
+            yield "run", Path(top)
+            continue
+        folders.sort()
+        if Path(top).name == "plans":
+            for name in sorted(files):
+                if name.endswith(".json"):
+                    yield "plan", Path(top, name)
+
+
+def _read_plan(path: Path, problems: list[Problem]) -> list[Plan]:
+    try:
+        data = json.loads(path.read_text())
+        runs = [(str(run["variant"]), str(run["task"]), int(run["seed"])) for run in data["runs"]]
+        return [Plan(str(data.get("suite", path.stem)), str(data.get("preset", path.parents[1].name)), runs)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problems.append(
+            Problem("unusable", str(path), f"{path} is not a plan file ({error!r}); launch.py writes it anew")
+        )
+        return []
+
+
+# ------------------------------------------------------------------------------------------------------ one run
+
+
+def read_run(path: Path) -> Run:
+    """Read one run directory.
+
+    Raises:
+        BadInput: run.json or config.toml is missing, broken or of another format, or a return is not a finite number.
+    """
+    record = _read_json(path / "run.json")
+    if record.get("format") != FORMAT:
+        raise BadInput(
+            f"{path / 'run.json'} has format {record.get('format')!r}; this report reads format {FORMAT}: use the "
+            "version of the suite that made the run"
+        )
+    absent = [name for name in IDENTITY if name not in record]
+    if absent:
+        raise BadInput(f"{path / 'run.json'} lacks {', '.join(absent)}; it is not a run directory of this suite")
+    try:
+        config = tomllib.loads((path / "config.toml").read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise BadInput(f"{path / 'config.toml'} cannot be read: {error}") from None
+    wanted = {"env": "episode_env_steps", "schedule": "eval_episodes", "runtime": "precision", "planner": "horizon"}
+    lacking = [f"{section}.{key}" for section, key in wanted.items() if key not in config.get(section, {})]
+    if lacking:
+        raise BadInput(f"{path / 'config.toml'} lacks {', '.join(lacking)}; a run's configuration is always complete")
+    status_file = path / "status.json"
+    status = _read_json(status_file) if status_file.exists() else {}
+    episode_rows, torn_episodes = read_jsonl(path / "episodes.jsonl")
+    metric_rows, torn_metrics = read_jsonl(path / "metrics.jsonl")
+    episodes = _episode_frame(path / "episodes.jsonl", episode_rows, str(record["task"]))
+    whole = len(episodes)
+    episodes = episodes.drop_duplicates(["task", "kind", "episode", "env_seed"]) if "env_seed" in episodes else episodes
+    return Run(
+        path=path,
+        preset=str(record["preset"]),
+        variant=str(record["variant"]),
+        task=str(record["task"]),
+        seed=int(record["seed"]),
+        record=record,
+        config=config,
+        status=status,
+        episodes=episodes,
+        metrics=pd.DataFrame(metric_rows),
+        torn=torn_episodes + torn_metrics,
+        repeated=whole - len(episodes),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise BadInput(f"{path} holds {type(data).__name__}, not an object; it is not a file of this suite")
+    return data
+
+
+def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows and the number of lines that are not JSON objects; ([], 0) if there is no such file."""
+    try:
+        text = path.read_text(errors="replace")
+    except FileNotFoundError:
+        return [], 0
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error}") from None
+    lines = text.splitlines()
+    try:  # one parse for the whole file is several times faster than one a line
+        rows = json.loads(f"[{','.join(lines)}]")
+        if len(rows) == len(lines) and all(type(row) is dict for row in rows):
+            return rows, 0
+    except ValueError:
+        pass
+    good: list[dict[str, Any]] = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            good.append(row)
+    return good, len(lines) - len(good)
+
+
+def _episode_frame(path: Path, rows: list[dict[str, Any]], task: str) -> pd.DataFrame:
+    columns = ["task", "kind", *EPISODE_NUMBERS]
+    if not rows:
+        return pd.DataFrame({name: pd.Series(dtype=object) for name in columns})
+    for number, row in enumerate(rows, 1):
+        value = row.get("return")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise BadInput(
+                f"{path} row {number} has return {value!r}, which is no finite number; a run stops at the first such "
+                "value, so the file was changed or is damaged: remove the run or run it again"
+            )
+        lacking = [name for name in ("kind", *EPISODE_NUMBERS) if name not in row]
+        if lacking:
+            raise BadInput(
+                f"{path} row {number} lacks {', '.join(lacking)}; it is not an episode row of format {FORMAT}"
+            )
+    frame = pd.DataFrame(rows)
+    if "task" not in frame:
+        frame["task"] = task
+    return frame
+
+
+# ------------------------------------------------------------------------------- what may be pooled, what is wrong
+
+
+def _name_series(results: Results) -> None:
+    """Give every run its series: runs of one variant with other settings, precision, picture or code are kept apart."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in results.runs:
+        groups.setdefault((run.preset, run.variant), []).append(run)
+    for (preset, variant), runs in groups.items():
+        keys = sorted({key for task in {run.task for run in runs} for key in _differing(runs, task)})
+        for run in runs:
+            settings = run.settings()
+            parts = [f"{key}={settings.get(key, 'absent')}" for key in keys]
+            parts += [run.precision] if len({r.precision for r in runs}) > 1 else []
+            parts += [f"{run.picture} pictures"] if len({r.picture for r in runs}) > 1 else []
+            parts += [run.code or "clean commits"] if len({r.code for r in runs}) > 1 else []
+            run.series = " · ".join([variant, *parts])
+        counts = Counter(run.series for run in runs)
+        if len(counts) > 1:
+            said = "; ".join(f"{name}: {n} run{'s' * (n > 1)}" for name, n in counts.items())
+            text = f"runs of {variant} were not made alike, so they are drawn apart: {said}"
+            results.problems.append(Problem("split", variant, text, preset))
+
+
+def _differing(runs: Sequence[Run], task: str) -> set[str]:
+    """Return the settings in which the runs of one task differ."""
+    settings = [run.settings() for run in runs if run.task == task]
+    return {key for other in settings[1:] for key in {*settings[0], *other} if settings[0].get(key) != other.get(key)}
+
+
+def _find_problems(results: Results) -> None:
+    for preset in results.presets:
+        part = results.of(preset)
+        expected, _ = part.expected()
+        there = {(run.variant, run.task, run.seed) for run in part.runs}
+        unread = [str(p.where) for p in results.problems if p.kind == "unusable"]
+        for variant, task, seed in sorted(expected - there):
+            name = f"{variant}/{task}/seed_{seed}"
+            if not any(where.endswith(f"{preset}/{name}") for where in unread):
+                results.problems.append(Problem("missing", name, "planned, no run directory yet", preset))
+        for run in part.runs:
+            results.problems += _problems_of(run, results.now)
+
+
+def _problems_of(run: Run, now: float) -> Iterator[Problem]:
+    state, status = run.state(now), run.status
+    progress = f"{int(status.get('episode') or 0)} of {run.episodes_total} episodes"
+    evals = run.evals()
+    points = run.eval_at()
+    full = [
+        p for p in points
+        if all((evals.loc[evals["task"] == t, "episode"] == p).sum() >= run.eval_episodes for t in run.tasks)
+    ]  # fmt: skip
+    if state == "failed":
+        reason = status.get("error") or "no reason given"
+        yield Problem("failed", run.name, f"after {progress}: {reason}", run.preset)
+    elif state == "stale":
+        hours = (now - float(status.get("heartbeat") or 0.0)) / 3600
+        silent = f"{hours:.1f} hours" if status.get("heartbeat") else "an unknown time"
+        yield Problem("stale", run.name, f"silent for {silent} at {progress}; launch again to go on", run.preset)
+    elif state == "stopped":
+        yield Problem("stopped", run.name, f"at {progress}", run.preset)
+    elif state in ("running", "new"):
+        text = f"at {progress}" if state == "running" else "created, not begun"
+        yield Problem("running", run.name, text, run.preset)
+    elif state == "done" and len(full) < len(points):
+        text = f"{len(full)} of {len(points)} evaluations are complete ({run.eval_episodes} episodes each)"
+        yield Problem("short", run.name, text, run.preset)
+    if run.torn:
+        yield Problem("torn", run.name, f"{run.torn} line{'s' * (run.torn > 1)} that are not JSON", run.preset)
+    if run.repeated:
+        text = f"{run.repeated} episode rows are there twice (same kind, episode and start state); the first is used"
+        yield Problem("duplicate", run.name, text, run.preset)
+    if run.code:
+        yield Problem("code", run.name, f"made with {run.code}", run.preset)
+    changed = list(dict.fromkeys(what for start in run.starts for what in start.get("changed") or []))
+    if changed:
+        text = f"{len(run.starts)} starts, between which {', '.join(changed)} changed"
+        yield Problem("code", run.name, text, run.preset)

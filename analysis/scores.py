@@ -1,0 +1,210 @@
+"""Learning curves against the paper's, and Table 1."""
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportIndexIssue=false
+# (pandas' own annotations lose the type of every selection)
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from analysis import published
+from analysis.content import Block, Section, Table, Text
+from analysis.curves import against_paper, final_scores, learning_curves, verdict_counts
+from analysis.figures import learning_curve_figure
+from analysis.questions import series_label, task_label
+from analysis.runs import TASKS, Results, sort_tasks
+
+BAND = (
+    "Line: median over all evaluation episodes of all seeds at that point. Band: 5th to 95th percentile of the same "
+    "episodes (up to 5 seeds × 10 episodes), the paper's own measure: a range of episodes, not a confidence interval. "
+    "Filled point: all seeds of this curve are in it; hollow: fewer."
+)
+STEPS = "Grey steps: the paper's median and 5–95 % band over the 52.6-episode bins it was averaged in."
+VERDICTS = {"inside": "inside", "above": "above", "below": "below"}
+
+
+def planned_episodes(results: Results, variants: Sequence[str]) -> int:
+    """Return the longest schedule among the variants' runs, in collected episodes."""
+    totals = [r.episodes_total for r in results.runs if r.variant in variants and r.dynamics == "latent"]
+    return max(totals, default=published.FIRST_EPISODE + published.EPISODES)
+
+
+def note_of(results: Results) -> str:
+    """Return the warning that every figure of a preset carries."""
+    if results.runs and results.runs[0].preset == "smoke":
+        return "smoke preset: proves the path, cannot learn; episodes of 80 environment steps, so returns stay below 80"
+    return ""
+
+
+def curve_section(results: Results, figure: published.PaperFigure, *, x: str = "episode") -> Section | None:
+    """Return a figure of the paper with our runs in front, or None where we have none of its curves."""
+    evals = results.frame("eval")
+    evals = evals[evals["variant"].isin(list(figure.curves)) & (evals["dynamics"] == "latent")]
+    if figure.name != "fig4" and not set(evals["variant"]) - {"base"}:
+        return None
+    return _curves(results, figure, evals, x)
+
+
+def _curves(results: Results, figure: published.PaperFigure, evals: pd.DataFrame, x: str) -> Section:
+    curves = against_paper(learning_curves(evals), figure)
+    tasks = sort_tasks(set(TASKS) | set(evals["task"]))
+    several = curves["variant"].nunique() > 1
+    planned = planned_episodes(results, list(figure.curves))
+    comparable = bool(np.all(evals["max_return"] == published.MAX_RETURN))
+    if not comparable:
+        curves["verdict"] = ""
+    build = functools.partial(
+        learning_curve_figure, figure=figure, tasks=tasks, x=x, planned=planned, note=note_of(results)
+    )
+    blocks: list[Block] = []
+    if several:
+        caption = f"{BAND} Thin steps: the paper's medians of the same designs, in the same colours."
+        blocks.append(build(figure.name, f"{figure.number}. {figure.title}", caption, ours=curves, paper_band=False))
+    for series in dict.fromkeys(curves["series"]):
+        own = curves[curves["series"] == series]
+        name = f"{figure.name}-{slug(series)}" if several else figure.name
+        blocks.append(
+            build(name, f"{figure.number}. {series_label(series)} and the paper", f"{BAND} {STEPS}", ours=own)
+        )
+    if curves.empty:
+        blocks.append(
+            build(figure.name, f"{figure.number}. {figure.title}", f"No evaluation yet. {STEPS}", ours=curves)
+        )
+    if comparable and (curves["verdict"] != "").any():
+        blocks.append(verdict_table(curves, figure, results))
+    elif not comparable:
+        blocks.append(
+            Text(
+                "No verdict: these episodes are shorter than the paper's, so their returns are on another scale.",
+                "warning",
+            )
+        )
+    return Section(figure.name, f"{figure.number}: {figure.title.lower()}", blocks)
+
+
+def slug(text: str) -> str:
+    """Return a name for files and anchors."""
+    kept = "".join(char if char.isalnum() or char in "_.=+" else "-" for char in text)
+    while "--" in kept:
+        kept = kept.replace("--", "-")
+    return kept.strip("-.")
+
+
+def verdict_table(curves: pd.DataFrame, figure: published.PaperFigure, results: Results) -> Table:
+    """Return one row per series and task: where our medians lie in the paper's band, point by point and at the end."""
+    counts = verdict_counts(curves)
+    points = counts[["inside", "above", "below"]].sum(axis=1)
+    variants = dict(zip(curves["series"], curves["variant"], strict=True))
+    expected = [results.seeds_expected(variants[row.series], row.task) for row in counts.itertuples()]
+    shown = pd.DataFrame(
+        {
+            "agent": [series_label(s) for s in counts["series"]],
+            "task": [task_label(t) for t in counts["task"]],
+            "inside": [f"{a}/{n}" for a, n in zip(counts["inside"], points, strict=True)],
+            "above": counts["above"].map(str),
+            "below": counts["below"].map(str),
+            "last point at": [f"{e} episodes" for e in counts["last_episode"]],
+            "our median": counts["median"].map("{:.0f}".format),
+            "paper": [
+                f"{median:.0f} [{low:.0f}, {high:.0f}]"
+                for median, low, high in counts[["paper_median", "paper_p5", "paper_p95"]].itertuples(index=False)
+            ],
+            "seeds": [f"{n}/{max(n, m)}" for n, m in zip(counts["seeds"], expected, strict=True)],
+            "verdict": counts["verdict"],
+        }
+    )  # fmt: skip
+    caption = (
+        "Each of our evaluation points is compared with the paper's bin that contains it: is our median inside the "
+        "paper's 5–95 % band? <em>inside</em>, <em>above</em>, <em>below</em> count points; paper: median [5 %, 95 %] "
+        "of the bin of our last point. Above is not a failure; it is said because it is a difference."
+    )
+    classes = {(i, "verdict"): f"verdict {verdict}" for i, verdict in enumerate(counts["verdict"])}
+    data = counts.assign(seeds_expected=expected)
+    return Table(
+        f"{figure.name}-verdict", f"{figure.number}: ours against the paper's band", caption, data, shown,
+        ("agent", "task", "last point at", "verdict"), classes=classes,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------ Table 1
+
+
+def table1_section(results: Results) -> Section:
+    """Return Table 1: the paper's rows, and ours below each that we can repeat."""
+    evals = results.frame("eval")
+    scores = final_scores(evals)
+    rows: list[dict[str, str]] = []
+    data: list[dict[str, object]] = []
+    emphasis: list[int] = []
+    classes: dict[tuple[int, str], str] = {}
+    ours = {"PlaNet": "base", "CEM + true simulator": "true_simulator"}
+    for row in published.table1().to_dict("records"):
+        method = str(row["method"])
+        factor = method.startswith("Data efficiency")
+        cells = {
+            t: "" if pd.isna(row[t]) else f"{row[t]:g}{'+' if factor and t == 'cheetah_run' else ''}" for t in TASKS
+        }
+        episodes = "" if pd.isna(row["episodes"]) else f"{int(row['episodes']):,}"
+        rows.append({"method": method, "source": "paper", "episodes": episodes, **cells})
+        for task in TASKS:
+            data.append(
+                {
+                    "method": method,
+                    "series": "paper",
+                    "task": task,
+                    "mean": row[task],
+                    "seeds": None,
+                    "seeds_expected": None,
+                }
+            )
+        variant = ours.get(method)
+        if variant is None:
+            continue
+        mine = evals[evals["variant"] == variant]
+        for series in dict.fromkeys(mine["series"]) or [variant]:
+            own = scores[scores["series"] == series]
+            total = {run.episodes_total for run in results.runs if run.series == series and run.dynamics == "latent"}
+            shown = {
+                "method": series_label(series),
+                "source": "this suite",
+                "episodes": " / ".join(f"{t - 5:,}" if t > 5 else f"{t}" for t in sorted(total)) or "0",
+            }
+            for task in TASKS:
+                values = own.loc[own["task"] == task, "score"].astype(float)
+                n, expected = len(values), results.seeds_expected(variant, task)
+                shown[task] = (
+                    f"{values.mean():.0f} ({n}/{max(n, expected)})" if n else (f"– (0/{expected})" if expected else "–")
+                )
+                if n < expected:
+                    classes[(len(rows), task)] = "partial"
+                data.append(
+                    {
+                        "method": method,
+                        "series": series,
+                        "task": task,
+                        "mean": values.mean() if n else None,
+                        "seeds": n,
+                        "seeds_expected": max(n, expected),
+                    }
+                )
+            emphasis.append(len(rows))
+            rows.append(shown)
+    frame = pd.DataFrame(rows)
+    frame.columns = [task_label(c) if c in TASKS else c for c in frame.columns]
+    classes = {(i, task_label(c)): k for (i, c), k in classes.items()}
+    caption = (
+        "Mean final return over seeds × evaluation episodes. Ours: mean over the last evaluation of every finished "
+        "run, in brackets the seeds that are in it, of those expected; a run that has not finished is not in it. The "
+        "paper's means differ from its medians (reacher easy: 832 and 952), and its table and Figure 4 disagree on A3C "
+        "there (285 and 95.6)."
+    )
+    table = Table("table1", "Table 1", caption, pd.DataFrame(data), frame, ("method", "source"), emphasis, classes)
+    blocks: list[Block] = [table]
+    if note := note_of(results):
+        blocks.append(Text(note[0].upper() + note[1:] + ".", "warning"))
+    return Section("table1", "Table 1: final performance", blocks)

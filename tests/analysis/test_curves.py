@@ -1,0 +1,146 @@
+"""Curves, verdicts and Table 1 equal a direct computation from the rows that were written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_runs import Returns, make_run, returns_of, write_plan
+
+from analysis import published
+from analysis.report import main, make_report
+from analysis.runs import load
+from planet.config import Config
+from planet.tasks import TASKS
+
+
+def returns_on(task: str) -> Returns:
+    """Return the usual curve; on cheetah first far below the paper's, in the end far above."""
+
+    def returns(episode: int, seed: int) -> list[float]:
+        factor = (
+            0.05 if task == "cheetah_run" and episode < 300 else 1.4 if task == "cheetah_run" and episode > 800 else 1
+        )
+        return [factor * value for value in returns_of("base", task)(episode, seed)]
+
+    return returns
+
+
+@pytest.fixture(scope="module")
+def two_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Base on two tasks with 5 seeds, one of them missing on cheetah and one unfinished on walker."""
+    runs = tmp_path_factory.mktemp("runs")
+    for task in ("cheetah_run", "walker_walk"):
+        for seed in range(5):
+            if (task, seed) == ("cheetah_run", 4):
+                continue
+            until = 500 if (task, seed) == ("walker_walk", 2) else None
+            make_run(
+                runs, task=task, seed=seed, until=until, state="stopped" if until else "done", train_rows=False,
+                returns=returns_on(task),
+            )  # fmt: skip
+    write_plan(runs, "paper", "dmc6", [("base", t, s) for t in ("cheetah_run", "walker_walk") for s in range(5)])
+    return runs
+
+
+@pytest.fixture(scope="module")
+def report(two_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    index, unusable = make_report([two_tasks / "paper"], tmp_path_factory.mktemp("report"))
+    assert unusable == []
+    return index.parent
+
+
+def seeds_at(task: str, episode: int) -> list[int]:
+    if task == "cheetah_run":
+        return [0, 1, 2, 3]
+    return [0, 1, 3, 4] if episode > 500 else [0, 1, 2, 3, 4]
+
+
+def test_every_number_of_the_curve_csv_is_numpys(report: Path) -> None:
+    curve = pd.read_csv(report / "figures" / "fig4.csv")
+
+    assert len(curve) == 2 * 20
+    for row in curve.to_dict("records"):
+        returns = returns_on(row["task"])
+        values = [v for seed in seeds_at(row["task"], row["episode"]) for v in returns(row["episode"], seed)]
+        np.testing.assert_allclose(
+            [row["median"], row["p5"], row["p95"], row["mean"], row["std"]],
+            [*np.percentile(values, [50, 5, 95]), np.mean(values), np.std(values)],
+            rtol=1e-8,
+        )
+        assert (row["seeds"], row["episodes"]) == (len(values) // 10, len(values))
+        assert row["env_steps"] == 1000 * row["episode"]
+        assert row["updates"] == max(0, row["episode"] - 5) * 100
+
+
+def test_points_lie_in_the_bin_that_contains_them_and_the_verdict_follows_the_band(report: Path) -> None:
+    curve = pd.read_csv(report / "figures" / "fig4.csv", keep_default_na=False)
+    paper = pd.read_csv(published.REFERENCE / "fig4_model_designs.csv")
+    paper = paper[paper["variant"] == "PlaNet (RSSM)"]
+
+    for row in curve.to_dict("records"):
+        started = paper[(paper["task"] == row["task"]) & (paper["episodes"] <= row["episode"] + 0.05)]  # rounded to 0.1
+        mine = started.iloc[-1]
+        assert row["paper_median"] == mine["median_return"]
+        low, high = mine["p5"], mine["p95"]
+        expected = "below" if row["median"] < low else "above" if row["median"] > high else "inside"
+        assert row["verdict"] == expected
+    assert set(curve["verdict"]) == {"inside", "below", "above"}
+
+
+def test_table_1_says_how_many_seeds_finished_and_leaves_out_the_others(report: Path) -> None:
+    table = pd.read_csv(report / "tables" / "table1.csv")
+    shown = (report / "tables" / "table1.md").read_text()
+
+    for task, seeds in (("cheetah_run", [0, 1, 2, 3]), ("walker_walk", [0, 1, 3, 4])):
+        row = table[(table["series"] == "base") & (table["task"] == task)].iloc[0]
+        expected = np.mean([np.mean(returns_on(task)(1005, seed)) for seed in seeds])
+        np.testing.assert_allclose(row["mean"], expected, rtol=1e-8)
+        assert (row["seeds"], row["seeds_expected"]) == (4, 5)
+        assert f"{expected:.0f} (4/5)" in shown
+    paper = table[(table["series"] == "paper") & (table["method"] == "PlaNet")].set_index("task")["mean"]
+    assert paper.to_dict() == {
+        "cartpole_swingup": 821, "reacher_easy": 832, "cheetah_run": 662, "finger_spin": 700, "cup_catch": 930,
+        "walker_walk": 951,
+    }  # fmt: skip
+
+
+def test_missing_and_stopped_runs_come_first_on_the_page(report: Path) -> None:
+    page = (report / "index.html").read_text()
+
+    sections = [part.split('"')[0] for part in page.split('<section id="')[1:]]
+    assert sections[0] == "gaps"
+    assert "base/cheetah_run/seed_4" in page
+    assert "base/walker_walk/seed_2" in page
+    assert "4/5" in page
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_evaluation_points_are_those_of_the_schedule(task: str, tmp_path: Path) -> None:
+    make_run(tmp_path, task=task, until=0, state="running")
+    run = load([tmp_path]).runs[0]
+
+    assert run.eval_at() == Config().schedule.eval_at()
+
+
+def test_default_output_prints_the_path_of_the_page(
+    two_tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert main([str(two_tasks / "paper")]) == 0
+
+    assert capsys.readouterr().out.strip() == "report/index.html"
+    assert (tmp_path / "report" / "index.html").is_file()
+    for suffix in ("png", "svg", "pdf", "csv"):
+        assert (tmp_path / "report" / "figures" / f"fig4.{suffix}").stat().st_size > 1000
+
+
+def test_a_report_of_a_plan_without_runs_lists_what_is_missing(tmp_path: Path) -> None:
+    write_plan(tmp_path, "smoke", "dmc6", [("base", "cheetah_run", 0)])
+
+    index, _ = make_report([tmp_path / "smoke"], tmp_path / "report")
+
+    assert "<strong>0 of 1</strong> runs are done" in index.read_text()
