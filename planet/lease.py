@@ -134,6 +134,12 @@ class Holding:
     owner: Owner
     silent_seconds: float
 
+    @property
+    def process_dead(self) -> bool:
+        """Whether the owner was a process of this machine and is no more. (Its Slurm job may still come back.)"""
+        here = self.owner.boot == _boot() and self.owner.host == socket.gethostname()
+        return here and process_start(self.owner.pid) != self.owner.process_start
+
     def why_alive(self, knows: Callable[[str], bool | None] = squeue_knows) -> str | None:
         """Return why the owner must be taken for alive, or None if it is certainly or very probably gone."""
         owner = self.owner

@@ -27,7 +27,7 @@ from planet.lease import Lease, LeaseHeld, LeaseLost
 from planet.progress import Display, duration
 from planet.run_dir import Recorder, RunDir
 from planet.simulator_score import SimulatorScore
-from planet.stop_signal import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, StopSignal
+from planet.stop_signal import EXIT_DONE, EXIT_FAILED, EXIT_HELD, EXIT_STOPPED, StopSignal
 from planet.tasks import Task
 
 STATUS_EVERY_SECONDS = 2.0
@@ -217,7 +217,7 @@ def run(path: Path) -> int:
             return _run(run_dir, config, recorder, lease, stop)
     except (LeaseHeld, LeaseLost) as error:
         print(f"planet.train: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        return EXIT_HELD
 
 
 def _run(run_dir: RunDir, config: Config, recorder: Recorder, lease: Lease, stop: StopSignal) -> int:

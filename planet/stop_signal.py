@@ -15,6 +15,9 @@ EXIT_FAILED = 1
 EXIT_STOPPED = 75
 """A run that saved and stopped on request: EX_TEMPFAIL, "try again later"."""
 
+EXIT_HELD = 69
+"""The run belongs to another process that lives; nothing was touched: EX_UNAVAILABLE."""
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 

@@ -39,7 +39,7 @@ from planet.progress import Display, duration
 from planet.replay import Batch, Replay
 from planet.rollout import Episode, random_policy, run_episodes
 from planet.run_dir import Recorder, RunDir
-from planet.stop_signal import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, StopSignal
+from planet.stop_signal import EXIT_DONE, EXIT_FAILED, EXIT_HELD, EXIT_STOPPED, StopSignal
 from planet.tasks import Task
 from planet.tensorboard_writer import TensorBoardWriter
 from planet.world_model import WorldModel
@@ -464,7 +464,7 @@ def train(path: Path, *, make_env: MakeEnv = make_env) -> int:
             return _train(run_dir, config, recorder, lease, stop, make_env)
     except (LeaseHeld, LeaseLost) as error:  # somebody else's run now: not a word into its files
         print(f"planet.train: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        return EXIT_HELD
 
 
 def _train(

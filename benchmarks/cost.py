@@ -1,0 +1,127 @@
+"""What a run will cost: an estimate in hours from its configuration, by counting multiplications. Not a promise.
+
+Two parts make up a run: gradient updates and planned decisions. Each is taken as a fixed time (launching kernels) plus
+its multiplications over a rate; fixed times and rates were measured with `benchmarks/packing.py` at paper size. An
+estimate is within a factor of two on like hardware.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planet import tasks
+from planet.config import Config
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hardware:
+    """Where a run executes: times in seconds, rates in multiply-adds a second."""
+
+    name: str
+    update_seconds: float
+    update_rate: float
+    decision_seconds: float
+    decision_rate: float
+    env_step_seconds: float = 0.0005
+    """One environment step with its share of a picture, on the processor in either case."""
+
+
+CPU_CORE = Hardware(
+    name="processor core", update_seconds=0.02, update_rate=12e9, decision_seconds=0.02, decision_rate=20e9
+)
+"""One core of a 2024 server processor, one thread."""
+GPU = Hardware(name="GPU", update_seconds=0.06, update_rate=6e12, decision_seconds=0.05, decision_rate=6e12)
+"""One H200, float32 (TF32)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    updates: int
+    decisions: int
+    """Planned ones; random decisions cost nothing."""
+    hours: float
+
+
+def estimate(config: Config, hardware: Hardware) -> Cost:
+    """Return what one run costs on one GPU or one core of this kind."""
+    schedule, planner = config.schedule, config.planner
+    members = tasks.members(config.task)
+    evals = len(schedule.eval_at()) * schedule.eval_episodes
+    trained = schedule.train_episodes if schedule.collection == "planner" else 0
+    lengths = [config.env.episode_env_steps // (config.env.action_repeat or task.action_repeat) for task in members]
+    action_size = max(task.action_size for task in members)
+    updates = schedule.updates_per_cycle(len(members)) * schedule.train_episodes
+    env_steps = (schedule.seed_episodes + schedule.train_episodes + evals) * config.env.episode_env_steps * len(members)
+    if planner.dynamics == "simulator":
+        # Nothing is learned; a decision steps the simulator, which no GPU does.
+        decisions = schedule.eval_episodes * sum(lengths)
+        steps = planner.iterations * planner.candidates * planner.horizon * (config.env.action_repeat or 4)
+        return Cost(0, decisions, decisions * steps * SIMULATOR_STEP_SECONDS / 3600)
+    decisions = (trained + evals) * sum(lengths)
+    # Evaluation episodes advance together: their decisions share the fixed time.
+    calls = (trained + evals / schedule.eval_episodes) * sum(lengths)
+    seconds = (
+        updates * (hardware.update_seconds + 3 * update_multiplications(config, action_size) / hardware.update_rate)
+        + calls * hardware.decision_seconds
+        + decisions * decision_multiplications(config, action_size) / hardware.decision_rate
+        + env_steps * hardware.env_step_seconds
+    )
+    return Cost(updates, decisions, seconds / 3600)
+
+
+SIMULATOR_STEP_SECONDS = 12e-6
+"""One physics step with its reward, no picture, on one core."""
+
+
+def update_multiplications(config: Config, action_size: int) -> float:
+    """Return the multiply-adds of one forward pass over a batch; the gradient costs twice as much again."""
+    model, frames = config.model, config.batch.size * config.batch.chunk
+    depth = model.conv_depth
+    encoder = sum(
+        16 * channels_in * channels_out * size**2
+        for channels_in, channels_out, size in (
+            (3, depth, 31), (depth, 2 * depth, 14), (2 * depth, 4 * depth, 6), (4 * depth, 8 * depth, 2)
+        )
+    )  # fmt: skip
+    # A transposed convolution multiplies once per input element and kernel place.
+    decoder = sum(
+        kernel**2 * channels_in * channels_out * size**2
+        for kernel, channels_in, channels_out, size in (
+            (5, 32 * depth, 4 * depth, 1), (5, 4 * depth, 2 * depth, 5), (6, 2 * depth, depth, 13), (6, depth, 3, 30)
+        )
+    )  # fmt: skip
+    step = _prior_step(config, action_size) + (model.deter + 32 * depth) * model.hidden + 2 * model.hidden * model.stoch
+    dense = (model.deter + model.stoch) * 32 * depth + _reward(config)
+    overshooting = config.objective.overshooting_distance * _prior_step(config, action_size)
+    return frames * (encoder + decoder + step + dense + (overshooting if config.objective.overshooting_scale else 0))
+
+
+def decision_multiplications(config: Config, action_size: int) -> float:
+    """Return the multiply-adds of one planned decision."""
+    planner = config.planner
+    steps = planner.iterations * planner.candidates * planner.samples * planner.horizon
+    return steps * (_prior_step(config, action_size) + _reward(config))
+
+
+def _prior_step(config: Config, action_size: int) -> int:
+    model = config.model
+    return (
+        (model.stoch + action_size) * model.hidden
+        + 3 * (model.hidden + model.deter) * model.deter
+        + model.deter * model.hidden
+        + 2 * model.hidden * model.stoch
+    )
+
+
+def _reward(config: Config) -> int:
+    units = config.model.reward_units
+    return (config.model.deter + config.model.stoch) * units + (config.model.reward_layers - 1) * units**2 + units
+
+
+def text(hours: float) -> str:
+    """Return `40 s`, `12 min`, `7 h` or `3.5 days`."""
+    if hours < 1 / 60:
+        return f"{hours * 3600:.0f} s"
+    if hours < 1:
+        return f"{hours * 60:.0f} min"
+    return f"{hours:.0f} h" if hours < 48 else f"{hours / 24:.1f} days"

@@ -1,0 +1,1 @@
+"""Ways to execute runs, interchangeable: `inline` (this process), `local` (a pool of slots), `slurm` (submitit)."""

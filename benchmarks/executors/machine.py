@@ -1,0 +1,103 @@
+"""This machine as a place for runs: its GPUs, cores and memory, and how many runs fit. Never imports torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.executors.pool import Slot
+from planet import tasks
+from planet.config import Config
+
+MAX_THREADS = 8
+"""More threads for one run do not pay for networks of this size."""
+BYTES_BESIDE_REPLAY = 1_200_000_000
+"""Of one worker: libraries, weights, batches, planner."""
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Return the GPUs this process may use, as CUDA_VISIBLE_DEVICES takes them; empty where there is none."""
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if asked is not None:
+        return tuple(part.strip() for part in asked.split(",") if part.strip() and part.strip() != "-1")
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return ()
+    return tuple(answer.stdout.split()) if answer.returncode == 0 else ()
+
+
+def cores() -> int:
+    """Return the number of processor cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def free_bytes() -> int | None:
+    """Return the memory that can be had without swapping, or None where Linux does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else None
+
+
+def run_bytes(config: Config) -> int:
+    """Return about how much memory a run needs at its end: the replay of all its pictures, and the rest."""
+    episodes = config.schedule.seed_episodes + config.schedule.train_episodes
+    if config.planner.dynamics == "simulator":
+        return BYTES_BESIDE_REPLAY
+    frames = sum(
+        episodes * (config.env.episode_env_steps // (config.env.action_repeat or task.action_repeat) + 1)
+        for task in tasks.members(config.task)
+    )
+    return frames * 3 * 64 * 64 + BYTES_BESIDE_REPLAY
+
+
+def slots(
+    configs: Sequence[Config],
+    *,
+    gpus: Sequence[str],
+    max_parallel: int | None = None,
+    runs_per_gpu: int = 1,
+    busy: int = 0,
+) -> tuple[list[Slot], str]:
+    """Return the slots for these runs and a sentence on how their number came about.
+
+    With GPUs: each GPU `runs_per_gpu` times. Without: a slot per core, fewer where memory would not do. `busy` runs
+    are already at work here and take a slot each. Cores are shared out among the slots as threads.
+    """
+    total = cores()
+    if gpus:
+        places = [gpu for _ in range(runs_per_gpu) for gpu in gpus]
+        why = f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''} x {runs_per_gpu} runs"
+    else:
+        places, why = [""] * total, f"{total} core{'s' if total > 1 else ''}"
+    limit, free, need = len(places), free_bytes(), max(map(run_bytes, configs), default=0)
+    if max_parallel is not None:
+        # Asked for: no second guess. More slots than places share GPUs and cores.
+        places = [places[i % len(places)] for i in range(max_parallel)]
+        limit, why = max_parallel, f"--max-parallel {max_parallel}"
+    elif free is not None and need and free // need < limit:
+        limit = max(1, free // need)
+        why = f"memory: a run needs up to {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+    if busy and limit > 1:
+        limit, why = max(1, limit - busy), f"{why}; {busy} runs are already at work here"
+    limit = max(1, min(limit, len(configs)))
+    threads = str(max(1, min(MAX_THREADS, total // limit)))
+    environment = {"OMP_NUM_THREADS": threads, "LP_NUM_THREADS": "0"}
+    return [
+        Slot(name=str(i), environment={**environment, **({"CUDA_VISIBLE_DEVICES": place} if place else {})})
+        for i, place in enumerate(places[:limit])
+    ], why

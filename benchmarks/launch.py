@@ -1,0 +1,229 @@
+"""Launch a sweep: suites, ablations, tasks and seeds to runs, executed on this machine or on a Slurm cluster.
+
+Typing the same command again is always right: runs that are done are skipped, running ones left alone, halted ones
+resumed, failed ones reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import cost, plan, suites, variants
+from benchmarks.executors import machine
+from benchmarks.plan import Item, Plan, PlanError
+from planet import presets, tasks
+from planet.run_dir import RunDir
+from planet.stop_signal import EXIT_STOPPED
+
+EXIT_USAGE = 2
+MAX_ROWS = 60
+EXAMPLES = """\
+examples:
+  launch.py --suite dmc6 --seeds 5                     the paper's six tasks, five seeds, paper size
+  launch.py --suite dmc6 --seeds 5 --preset smoke      the same path in minutes on a laptop
+  launch.py --suite fig8 --seeds 0:3 --dry-run         plan, cost and sbatch script; starts nothing
+  launch.py --ablations stochastic my/idea.toml --tasks cheetah_run --set planner.candidates=500
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="launch.py",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = p.add_argument_group("what to run")
+    what.add_argument("--suite", metavar="NAME", help=f"{', '.join(suites.SUITES)} (dmc6 if nothing else is named)")
+    what.add_argument("--tasks", nargs="+", action="extend", metavar="TASK", help="only these tasks")
+    what.add_argument(
+        "--ablations", nargs="+", action="extend", metavar="NAME", help="these variants, from ablations/ or a TOML file"
+    )
+    what.add_argument("--seeds", default="5", help="5 means 0..4, 2:6 means 2..5, 1,7 those two (default 5)")
+    what.add_argument("--preset", default="paper", help=f"{', '.join(presets.PRESETS)} (default paper)")
+    what.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a configuration key of every run",
+    )
+    what.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs live (default runs/)")
+    how = p.add_argument_group("how to run it")
+    how.add_argument(
+        "--executor",
+        choices=("auto", "slurm", "local", "inline"),
+        default="auto",
+        help="auto: slurm where it answers, else local",
+    )
+    how.add_argument("--max-parallel", type=_positive, metavar="N", help="runs (Slurm: jobs) at a time")
+    how.add_argument("--runs-per-gpu", type=_positive, metavar="K", help="runs that share a GPU (default 1)")
+    how.add_argument("--cluster", type=Path, metavar="FILE", help="a cluster profile, see slurm/README.md")
+    how.add_argument(
+        "--cluster-set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change a key of the profile"
+    )
+    how.add_argument("--retry-failed", action="store_true", help="start failed runs again, from their last checkpoint")
+    how.add_argument("--dry-run", action="store_true", help="print plan, cost and job script; start nothing")
+    return p
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def make_plan(arguments: argparse.Namespace) -> Plan:
+    """Return the plan the arguments ask for.
+
+    Raises:
+        PlanError: everything wrong with it.
+    """
+    problems: list[str] = []
+
+    def attempt(function, *args):
+        try:
+            return function(*args)
+        except (KeyError, ValueError, FileNotFoundError) as error:
+            problems.append(str(error.args[0]))
+            return None
+
+    seeds = attempt(plan.parse_seeds, arguments.seeds)
+    changes = attempt(plan.parse_changes, arguments.set)
+    if arguments.preset not in presets.PRESETS:
+        attempt(lambda: presets.resolve("cartpole_swingup", preset=arguments.preset))
+    for name in arguments.tasks or ():
+        attempt(tasks.canonical, name)
+    suite = attempt(suites.load, arguments.suite or "dmc6")
+    for name in arguments.ablations or ():
+        attempt(variants.load, name)
+    if problems or seeds is None or changes is None or suite is None:
+        raise PlanError(problems)
+
+    chosen = tuple(arguments.ablations or suite.variants)
+    where = tuple(tasks.canonical(name) for name in arguments.tasks or ()) or suite.tasks
+    cells = suites.cells(where, chosen, suite.changes if not arguments.ablations else ({},))
+    own_name = not arguments.ablations and not changes and (arguments.suite or not arguments.tasks)
+    return plan.expand(
+        cells,
+        seeds,
+        preset=arguments.preset,
+        runs=arguments.runs,
+        suite=suite.name if own_name else plan.CUSTOM,
+        changes=changes,
+    )
+
+
+def show(plan_: Plan, items: Sequence[Item]) -> None:
+    """Print the plan table and what it adds up to."""
+    table = plan.rows(items)
+    print(f"{plan_.suite}, {plan_.preset} preset: {len(items)} runs in {plan_.folder}")
+    titles = ("variant", "task", "seeds", "state", "why")
+    shown = table[:MAX_ROWS]
+    widths = [max(len(row[i]) for row in [titles, *shown]) for i in range(4)]
+    for row in [titles, *shown]:
+        print("  " + "  ".join(f"{row[i]:{widths[i]}}" for i in range(4)) + "  " + row[4])
+    if len(table) > len(shown):
+        print(f"  ... and {len(table) - len(shown)} rows more (status.py lists every run)")
+    for variant, run_variant, task in dict.fromkeys((s.variant, s.run.variant, s.task) for s in plan_.same):
+        print(f"  {variant} on {task} equals {run_variant}: not run twice")
+    counts = Counter(item.state for item in items)
+    print("  " + ", ".join(f"{counts[state]} {state}" for state in plan.STATES if counts[state]))
+
+
+def show_cost(items: Sequence[Item], hardware: cost.Hardware, parallel: int | None) -> None:
+    """Print what the runs to start will cost on such hardware; `parallel`: how many at a time, None: unknown."""
+    costs = [cost.estimate(item.run.config, hardware) for item in items]
+    hours = sum(c.hours for c in costs)
+    unit = "GPU" if hardware is cost.GPU else "core"
+    text = f"estimated cost: {cost.text(hours)} of one {hardware.name} in all, {cost.text(hours / len(costs))} a run"
+    if parallel is not None:
+        text += f"; about {cost.text(max(hours / parallel, max(c.hours for c in costs)))} with {parallel} at a time"
+    print(text + (f" ({unit} hours: {hours:.0f})" if hours >= 1 else ""))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    try:
+        return launch(arguments)
+    except PlanError as error:
+        for problem in error.problems:
+            print(f"launch.py: {problem}", file=sys.stderr)
+        print("launch.py: nothing was started", file=sys.stderr)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"launch.py: {error if isinstance(error, OSError) else error.args[0]}", file=sys.stderr)
+    return EXIT_USAGE
+
+
+def launch(arguments: argparse.Namespace) -> int:
+    """Plan, show, start; return the exit code (0 fine, 1 a run failed, 75 stopped by Ctrl-C)."""
+    arguments.runs = arguments.runs.absolute()
+    sweep = make_plan(arguments)
+    items = plan.examine(sweep)
+    show(sweep, items)
+    states = ("new", "resume", "failed") if arguments.retry_failed else ("new", "resume")
+    todo = [item for item in items if item.state in states]
+    failed = [item for item in items if item.state == "failed" and not arguments.retry_failed]
+    if failed:
+        print(f"{len(failed)} failed runs are left as they are; --retry-failed starts them again")
+    slots: list[machine.Slot] = []
+    if todo:
+        gpus = machine.visible_gpus()
+        busy = sum(item.state == "running" for item in items)
+        slots, why = machine.slots(
+            [item.run.config for item in todo],
+            gpus=gpus,
+            max_parallel=arguments.max_parallel,
+            runs_per_gpu=arguments.runs_per_gpu or 1,
+            busy=busy,
+        )
+        show_cost(todo, cost.GPU if gpus else cost.CPU_CORE, len(slots))
+        print(
+            f"on this machine, {len(slots)} at a time ({why}), {slots[0].environment['OMP_NUM_THREADS']} threads each"
+        )
+        if not gpus and sweep.preset == "paper":
+            print("no GPU here: paper size is made for one. --preset quick learns a task in about an hour on two cores")
+    if arguments.dry_run or not todo:
+        if arguments.dry_run:
+            print("dry run: nothing was started")
+        return 1 if failed else 0
+
+    plan.write(sweep)
+    for item in todo:
+        run = item.run
+        RunDir.create(
+            run.path, run.config, preset=run.preset, variant=run.variant, question=run.question, suite=sweep.suite
+        )
+    names = {item.run.path: item.run.name for item in items}
+    paths = [item.run.path for item in todo]
+    if arguments.executor == "inline":
+        from benchmarks.executors import inline
+
+        ended = inline.execute(paths)
+    else:
+        from benchmarks.executors import local
+
+        ended = local.execute(paths, slots, names=lambda path: names[path])
+    return report(ended, len(paths), arguments.runs / sweep.preset, failed_before=len(failed))
+
+
+def report(ended: Sequence, planned: int, folder: Path, *, failed_before: int) -> int:
+    counts = Counter(result.outcome for result in ended)
+    left = planned - counts["done"] - counts["failed"] - counts["held"]
+    print(", ".join(f"{counts[o]} {o}" for o in ("done", "failed", "stopped", "held") if counts[o]) or "nothing ended")
+    if counts["failed"]:
+        print(f"failed runs: python benchmarks/status.py {folder} says why; --retry-failed starts them again")
+    if left:
+        print(f"{left} runs are not finished; the same command goes on where they stopped")
+        return EXIT_STOPPED
+    return 1 if counts["failed"] or failed_before else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
