@@ -200,6 +200,8 @@ class ScheduleConfig:
     eval_points: int = 19
     """Evaluations at the middles of this many equal parts of training; one more comes at the end."""
     eval_episodes: int = 10
+    open_loop_episodes: int = 10
+    """Held-out episodes of each task to predict open loop at the end of training (at most 10; 0: none)."""
 
     def __post_init__(self) -> None:
         _at_least(
@@ -207,7 +209,7 @@ class ScheduleConfig:
         )
         _at_least(
             "schedule", 0, train_episodes=self.train_episodes, action_noise=self.action_noise,
-            eval_points=self.eval_points,
+            eval_points=self.eval_points, open_loop_episodes=self.open_loop_episodes,
         )  # fmt: skip
 
     def updates_per_cycle(self, num_tasks: int) -> int:

@@ -81,9 +81,11 @@ def reconstruction_strip(model: WorldModel, episode: Episode, path: Path, *, gen
 
 
 def write_open_loop(
-    run_dir: RunDir, config: Config, model: WorldModel, *, device: torch.device, task: str | None = None
+    run_dir: RunDir, config: Config, model: WorldModel, *, device: torch.device, count: int = 10
 ) -> list[Path]:
     """Write predictions/ of a run: errors per distance, probe results, film strips and videos; return the paths.
+
+    Looks at `count` held-out episodes of each task; the probe that reads one episode's states is fitted to the others.
 
     open_loop.csv has a row per (task, episode, distance 1..50), averaged over the windows of the episode: `image_error`
     (squared error per pixel and channel, of values in [0, 1]), `reward_error` (absolute, per decision) and
@@ -97,9 +99,7 @@ def write_open_loop(
     probe_rows: list[dict[str, object]] = []
     action_size = max(member.action_size for member in tasks.members(config.task))
     for member in tasks.members(config.task):
-        if task is not None and member.name != task:
-            continue
-        episodes = held_out.episodes(member, config.env)
+        episodes = held_out.episodes(member, config.env, count)
         padded = [_pad(e.episode, action_size) for e in episodes]
         generators = [
             streams.torch_generator(config.seed, "predict", 1_000_000, k, device=device) for k in range(len(episodes))
@@ -110,7 +110,7 @@ def write_open_loop(
         scale = np.concatenate(states).std(axis=0) + 1e-8
         for k, (episode, posterior, generator) in enumerate(zip(padded, posteriors, generators, strict=True)):
             others = [j for j in range(len(episodes)) if j != k]
-            probe = fit_probe([features[j] for j in others], [states[j] for j in others])
+            probe = fit_probe([features[j] for j in others or [k]], [states[j] for j in others or [k]])
             errors = []
             for start, action in _windows(episode, device):
                 future = imagine(model, at(posterior, start), action, generator)

@@ -50,6 +50,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule.updates": 3,
         "schedule.eval_points": 0,
         "schedule.eval_episodes": 2,
+        "schedule.open_loop_episodes": 2,
         "runtime.threads": 1,
     },
 }

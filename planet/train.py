@@ -494,7 +494,9 @@ def _train(
             )
             trainer.write_status("running")
             trainer.run()
-            write_open_loop(run_dir, config, trainer.world_model, device=device)
+            if config.schedule.open_loop_episodes:
+                count = config.schedule.open_loop_episodes
+                write_open_loop(run_dir, config, trainer.world_model, device=device, count=count)
             trainer.write_status("done")
             display.line(f"done in {duration(trainer.clock.wall())}")
             return EXIT_DONE

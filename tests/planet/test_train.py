@@ -25,6 +25,7 @@ def tiny(**changes) -> Config:
             "schedule.train_episodes": 3,
             "schedule.eval_points": 1,
             "runtime.checkpoint_seconds": 0,
+            "schedule.open_loop_episodes": 0,
             "runtime.device": "cpu",
             **changes,
         },
@@ -38,7 +39,7 @@ def create(path: Path, config: Config) -> RunDir:
 def start(path: Path, *signal_at: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(KILLED_RUN)] if signal_at else [sys.executable, "-m", "planet.train"]
     return subprocess.run(
-        [*command, str(path), *signal_at], capture_output=True, text=True, env=ENVIRONMENT, timeout=120
+        [*command, str(path), *signal_at], capture_output=True, text=True, env=ENVIRONMENT, timeout=600
     )
 
 
@@ -174,7 +175,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_one_agent_for_all_tasks(tmp_path):
-    config = resolve("dmc6", preset="smoke", changes={"schedule.train_episodes": 1, "runtime.device": "cpu"})
+    config = resolve("dmc6", preset="smoke", changes={"schedule.train_episodes": 1, "schedule.seed_episodes": 1})
     run = create(tmp_path / "seed_0", config)
     done = start(run.path)
 
