@@ -28,6 +28,12 @@ class HeldOut:
     state_names: tuple[str, ...]
 
 
+def available(task: Task) -> bool:
+    """Return whether the package holds episodes of this task (a task of your own has none)."""
+    with np.load(DATA) as data:
+        return f"{task.name}_seeds" in data
+
+
 def episodes(task: Task, config: EnvConfig, count: int | None = None) -> list[HeldOut]:
     """Return the task's held-out episodes (at most `count`), as long as `config` allows.
 

@@ -99,6 +99,8 @@ def write_open_loop(
     probe_rows: list[dict[str, object]] = []
     action_size = max(member.action_size for member in tasks.members(config.task))
     for member in tasks.members(config.task):
+        if not held_out.available(member):
+            continue
         episodes = held_out.episodes(member, config.env, count)
         padded = [_pad(e.episode, action_size) for e in episodes]
         generators = [

@@ -35,6 +35,17 @@ GROUPS: dict[str, tuple[str, ...]] = {"dmc6": tuple(TASKS)}
 """Names for several tasks; as a run's task, a group means one agent for all of them."""
 
 
+def register(task: Task) -> None:
+    """Add a task of your own, so that `planet.presets.resolve` knows its name and action repeat.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if task.name in TASKS or task.name in GROUPS or task.name in ALIASES:
+        raise ValueError(f"a task named {task.name!r} exists already")
+    TASKS[task.name] = task
+
+
 def canonical(name: str) -> str:
     """Return the suite's own name of a task or group.
 

@@ -1,0 +1,64 @@
+"""README's examples run as they stand, and its links point at files."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def run(code: str, folder: Path) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_there_are_two_examples():
+    assert len(EXAMPLES) == 2
+
+
+@pytest.mark.slow
+def test_the_library_example_builds_the_papers_model_and_plans(tmp_path):
+    printed = run(EXAMPLES[0], tmp_path)
+
+    assert printed.startswith("5130220 tensor([")
+
+
+@pytest.mark.slow
+def test_the_own_environment_example_trains(tmp_path):
+    printed = run(EXAMPLES[1], tmp_path)
+
+    assert "done in" in printed
+    assert (tmp_path / "runs/smoke/base/dot/seed_0/checkpoints/latest.pt").exists()
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", README))))
+def test_links_point_at_files(link):
+    assert (ROOT / link).exists()
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"\b[a-z_]+\.py\b", README.split("## What is where")[1]))))
+def test_the_file_map_names_files(name):
+    assert (
+        list(ROOT.glob(f"planet/{name}"))
+        or list(ROOT.glob(f"benchmarks/{name}"))
+        or list(ROOT.glob(f"analysis/{name}"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), sorted(set(re.findall(r"\[`([A-Za-z_.]+)`\]\((planet/[a-z_]+\.py)\)", README)))
+)
+def test_the_table_paper_and_code_names_what_is_there(name, path):
+    last = name.split(".")[-1]
+
+    assert re.search(rf"(def|class) {last}\b", (ROOT / path).read_text())
