@@ -25,6 +25,8 @@ from planet.config import Picture
 
 mujoco: Any = importlib.import_module("mujoco")  # compiled modules, whose attributes a type checker cannot see
 GL: Any = importlib.import_module("OpenGL.GL")
+# PyOpenGL's own wrapper does not know the pixel type of a depth and stencil texture.
+glTexImage2D: Any = importlib.import_module("OpenGL.raw.GL.VERSION.GL_1_0").glTexImage2D
 
 SIZE = 64
 _SHADOW_SIZE = {"near": 512, "fast": 512}
@@ -124,7 +126,7 @@ def _drop_stencil(context: Any) -> None:
     size = int(context.shadowSize)
 
     def allocate(internal: int, layout: int, kind: int) -> bool:
-        GL.glTexImage2D(GL.GL_TEXTURE_2D, 0, internal, size, size, 0, layout, kind, None)
+        glTexImage2D(GL.GL_TEXTURE_2D, 0, internal, size, size, 0, layout, kind, None)
         return GL.glCheckFramebufferStatus(GL.GL_FRAMEBUFFER) == GL.GL_FRAMEBUFFER_COMPLETE
 
     GL.glActiveTexture(GL.GL_TEXTURE1)  # the unit mujoco keeps the shadow map on

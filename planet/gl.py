@@ -34,68 +34,73 @@ def choose_backend() -> str:
         MissingGL: the back end asked for, or every back end, lacks a library.
         ValueError: `MUJOCO_GL` names no back end that can draw.
     """
+    os.environ.update(_decide())
+    return os.environ["MUJOCO_GL"]
+
+
+def check_backend() -> str:
+    """Return what `choose_backend` would choose, or raise what it would raise, and set nothing.
+
+    For a launcher, whose children must choose for themselves: they may see other GPUs.
+    """
+    return _decide()["MUJOCO_GL"]
+
+
+def _decide() -> dict[str, str]:
+    """The environment variables to set."""
     rendering = sys.modules.get("dm_control._render")
     if rendering is not None:
         if rendering.BACKEND not in BACKENDS:
-            raise MissingGL(
-                f"dm_control was imported with MUJOCO_GL={os.environ.get('MUJOCO_GL')!r}, which draws nothing"
-            )
-        return rendering.BACKEND
+            asked = os.environ.get("MUJOCO_GL")
+            raise MissingGL(f"dm_control was imported with MUJOCO_GL={asked!r}, which draws nothing")
+        return {"MUJOCO_GL": rendering.BACKEND}
     asked = os.environ.get("MUJOCO_GL", "").lower()
     if asked and asked not in BACKENDS:
         raise ValueError(f"MUJOCO_GL must be one of {', '.join(BACKENDS)} (or unset), got {asked!r}")
     if sys.platform != "linux":
-        return _select(asked or "glfw")
+        return {"MUJOCO_GL": asked or "glfw"}
     problems: list[str] = []
     for name in (asked,) if asked else ("egl", "osmesa"):
         try:
-            _CHECKS[name]()
+            return {"MUJOCO_GL": name, **_VARIABLES[name]()}
         except MissingGL as problem:
             problems.append(str(problem))
-        else:
-            return _select(name)
     wanted = f"MUJOCO_GL={asked}" if asked else "off-screen pictures"
     raise MissingGL(f"no OpenGL for {wanted}: {'; '.join(problems)}. On Debian or Ubuntu, as root: {APT_LINE}")
 
 
-def _select(name: str) -> str:
-    os.environ["MUJOCO_GL"] = name
-    if name in ("egl", "osmesa"):
-        os.environ["PYOPENGL_PLATFORM"] = name
-    # One thread draws; dm_control's extra render thread (OSMesa) only gets in the way at exit.
-    os.environ.setdefault("DISABLE_RENDER_THREAD_OFFLOADING", "1")
-    return name
-
-
-def _check_egl() -> None:
+def _egl() -> dict[str, str]:
     """Find a display that starts, and point dm_control at it where it would pick another."""
     library = load_library("EGL", "libEGL.so.1")
     if library is None:
         raise MissingGL("EGL: libEGL.so.1 is missing (package libegl1)")
     if load_library("OpenGL", "libOpenGL.so.0") is None and load_library("GL", "libGL.so.1") is None:
         raise MissingGL("EGL: neither libOpenGL.so.0 nor libGL.so.1 is there (package libopengl0 or libgl1)")
+    variables = {"PYOPENGL_PLATFORM": "egl"}
+    if "MUJOCO_EGL_DEVICE_ID" in os.environ:
+        return variables  # the user's choice; dm_control checks it
     egl = _EGL(library)
     devices = egl.devices()
-    if "MUJOCO_EGL_DEVICE_ID" in os.environ:
-        return  # the user's choice; dm_control checks it
     for device in preferred(devices, os.environ.get("CUDA_VISIBLE_DEVICES")):
         if egl.starts(device):
-            os.environ["MUJOCO_EGL_DEVICE_ID"] = str(device.index)
-            return
+            return variables | {"MUJOCO_EGL_DEVICE_ID": str(device.index)}
     raise MissingGL(f"EGL: none of {len(devices)} devices starts (package libgl1-mesa-dri, or the GPU's own driver)")
 
 
-def _check_osmesa() -> None:
+def _osmesa() -> dict[str, str]:
     if load_library("OSMesa", "libOSMesa.so.8", "libOSMesa.so.6") is None:
         raise MissingGL("OSMesa: libOSMesa.so is missing (package libosmesa6)")
+    # One thread draws; the extra thread dm_control would start for OSMesa only gets in the way at exit.
+    return {"PYOPENGL_PLATFORM": "osmesa", "DISABLE_RENDER_THREAD_OFFLOADING": "1"}
 
 
-def _check_glfw() -> None:
+def _glfw() -> dict[str, str]:
     if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise MissingGL("GLFW: there is no display (run it under xvfb-run -a, or leave MUJOCO_GL unset)")
+    return {}
 
 
-_CHECKS: dict[str, Callable[[], None]] = {"egl": _check_egl, "osmesa": _check_osmesa, "glfw": _check_glfw}
+_VARIABLES: dict[str, Callable[[], dict[str, str]]] = {"egl": _egl, "osmesa": _osmesa, "glfw": _glfw}
 
 
 def load_library(name: str, *files: str) -> ctypes.CDLL | None:
