@@ -51,7 +51,8 @@ class Progress:
     agent_steps: int = 0
     wall_seconds: float = 0.0
     plan_seconds: float = 0.0
-    """Of the episode under way."""
+    plan_cpu_seconds: float = 0.0
+    """Of all threads; like `plan_seconds` of the episode under way."""
     returns: list[float] = dataclasses.field(default_factory=list)
 
 
@@ -97,10 +98,11 @@ class SimulatorRun:
         rewards = [env.step(action).reward for action in self.actions]  # of a resumed episode
         while p.decisions < env.agent_steps:
             self._safe_point()
-            started = time.monotonic()
+            started, started_cpu = time.monotonic(), time.process_time()
             generator = streams.torch_generator(self.config.seed, "eval", EVALUATION, index, k, p.decisions)
             action = self._plan(score, env.action_size, generator)
             p.plan_seconds += time.monotonic() - started
+            p.plan_cpu_seconds += time.process_time() - started_cpu
             rewards.append(env.step(action).reward)
             self.actions.append(action)
             p.decisions += 1
@@ -118,12 +120,13 @@ class SimulatorRun:
             {
                 "episode": 0, "env_steps": p.env_steps, "agent_steps": p.agent_steps, "updates": 0,
                 "plan_seconds": round(p.plan_seconds, 4), "plan_seconds_per_agent_step": round(seconds, 6),
+                "plan_cpu_seconds_per_agent_step": round(p.plan_cpu_seconds / p.decisions, 6),
                 "threads": self.threads, "wall_seconds": round(self.wall(), 3),
             }
         )  # fmt: skip
         p.episodes += 1
         p.returns.append(total)
-        p.decisions, p.plan_seconds = 0, 0.0
+        p.decisions, p.plan_seconds, p.plan_cpu_seconds = 0, 0.0, 0.0
         self.actions, self.mean = [], None
         self.save()
         self.write_status("running")
