@@ -18,6 +18,7 @@ class Hardware:
     """Where a run executes: times in seconds, rates in multiply-adds a second."""
 
     name: str
+    unit: str
     update_seconds: float
     update_rate: float
     decision_seconds: float
@@ -27,10 +28,10 @@ class Hardware:
 
 
 CPU_CORE = Hardware(
-    name="processor core", update_seconds=0.02, update_rate=12e9, decision_seconds=0.02, decision_rate=20e9
+    name="processor core", unit="core", update_seconds=0.02, update_rate=12e9, decision_seconds=0.02, decision_rate=20e9
 )
 """One core of a 2024 server processor, one thread."""
-GPU = Hardware(name="GPU", update_seconds=0.06, update_rate=6e12, decision_seconds=0.05, decision_rate=6e12)
+GPU = Hardware(name="GPU", unit="GPU", update_seconds=0.06, update_rate=6e12, decision_seconds=0.05, decision_rate=6e12)
 """One H200, float32 (TF32)."""
 
 

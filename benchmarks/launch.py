@@ -7,17 +7,17 @@ resumed, failed ones reported.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import cost, plan, suites, variants
-from benchmarks.executors import machine
+from benchmarks import dispatch, plan, suites, variants
+from benchmarks.executors import profile, queue
 from benchmarks.plan import Item, Plan, PlanError
 from planet import presets, tasks
 from planet.run_dir import RunDir
-from planet.stop_signal import EXIT_STOPPED
 
 EXIT_USAGE = 2
 MAX_ROWS = 60
@@ -120,6 +120,21 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     )
 
 
+def make_options(arguments: argparse.Namespace) -> dispatch.Options:
+    """Return how to run; the cluster profile is read and checked whatever the executor.
+
+    Raises:
+        ValueError, FileNotFoundError: the profile is wrong.
+    """
+    return dispatch.Options(
+        executor=arguments.executor,
+        max_parallel=arguments.max_parallel,
+        runs_per_gpu=arguments.runs_per_gpu,
+        profile=profile.load(arguments.cluster, plan.parse_changes(arguments.cluster_set)),
+        profile_named=arguments.cluster is not None,
+    )
+
+
 def show(plan_: Plan, items: Sequence[Item]) -> None:
     """Print the plan table and what it adds up to."""
     table = plan.rows(items)
@@ -135,17 +150,6 @@ def show(plan_: Plan, items: Sequence[Item]) -> None:
         print(f"  {variant} on {task} equals {run_variant}: not run twice")
     counts = Counter(item.state for item in items)
     print("  " + ", ".join(f"{counts[state]} {state}" for state in plan.STATES if counts[state]))
-
-
-def show_cost(items: Sequence[Item], hardware: cost.Hardware, parallel: int | None) -> None:
-    """Print what the runs to start will cost on such hardware; `parallel`: how many at a time, None: unknown."""
-    costs = [cost.estimate(item.run.config, hardware) for item in items]
-    hours = sum(c.hours for c in costs)
-    unit = "GPU" if hardware is cost.GPU else "core"
-    text = f"estimated cost: {cost.text(hours)} of one {hardware.name} in all, {cost.text(hours / len(costs))} a run"
-    if parallel is not None:
-        text += f"; about {cost.text(max(hours / parallel, max(c.hours for c in costs)))} with {parallel} at a time"
-    print(text + (f" ({unit} hours: {hours:.0f})" if hours >= 1 else ""))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -165,64 +169,32 @@ def launch(arguments: argparse.Namespace) -> int:
     """Plan, show, start; return the exit code (0 fine, 1 a run failed, 75 stopped by Ctrl-C)."""
     arguments.runs = arguments.runs.absolute()
     sweep = make_plan(arguments)
-    items = plan.examine(sweep)
-    show(sweep, items)
-    states = ("new", "resume", "failed") if arguments.retry_failed else ("new", "resume")
-    todo = [item for item in items if item.state in states]
-    failed = [item for item in items if item.state == "failed" and not arguments.retry_failed]
-    if failed:
-        print(f"{len(failed)} failed runs are left as they are; --retry-failed starts them again")
-    slots: list[machine.Slot] = []
-    if todo:
-        gpus = machine.visible_gpus()
-        busy = sum(item.state == "running" for item in items)
-        slots, why = machine.slots(
-            [item.run.config for item in todo],
-            gpus=gpus,
-            max_parallel=arguments.max_parallel,
-            runs_per_gpu=arguments.runs_per_gpu or 1,
-            busy=busy,
-        )
-        show_cost(todo, cost.GPU if gpus else cost.CPU_CORE, len(slots))
-        print(
-            f"on this machine, {len(slots)} at a time ({why}), {slots[0].environment['OMP_NUM_THREADS']} threads each"
-        )
-        if not gpus and sweep.preset == "paper":
-            print("no GPU here: paper size is made for one. --preset quick learns a task in about an hour on two cores")
-    if arguments.dry_run or not todo:
+    executor = dispatch.choose(make_options(arguments), dry_run=arguments.dry_run)
+    lock = executor.submits and not arguments.dry_run
+    with queue.locked(sweep.folder) if lock else contextlib.nullcontext():
+        jobs = queue.Queue.read(sweep.folder)
+        items = plan.examine(sweep, job_of=jobs.job_of, knows=jobs.knows)
+        show(sweep, items)
+        states = ("new", "resume", "failed") if arguments.retry_failed else ("new", "resume")
+        todo = [item for item in items if item.state in states]
+        failed = [item for item in items if item.state == "failed" and not arguments.retry_failed]
+        if failed:
+            print(f"{len(failed)} failed runs are left as they are; --retry-failed starts them again")
+        if todo:
+            executor.describe(todo, dry_run=arguments.dry_run)
         if arguments.dry_run:
             print("dry run: nothing was started")
-        return 1 if failed else 0
-
-    plan.write(sweep)
-    for item in todo:
-        run = item.run
-        RunDir.create(
-            run.path, run.config, preset=run.preset, variant=run.variant, question=run.question, suite=sweep.suite
-        )
-    names = {item.run.path: item.run.name for item in items}
-    paths = [item.run.path for item in todo]
-    if arguments.executor == "inline":
-        from benchmarks.executors import inline
-
-        ended = inline.execute(paths)
-    else:
-        from benchmarks.executors import local
-
-        ended = local.execute(paths, slots, names=lambda path: names[path])
-    return report(ended, len(paths), arguments.runs / sweep.preset, failed_before=len(failed))
-
-
-def report(ended: Sequence, planned: int, folder: Path, *, failed_before: int) -> int:
-    counts = Counter(result.outcome for result in ended)
-    left = planned - counts["done"] - counts["failed"] - counts["held"]
-    print(", ".join(f"{counts[o]} {o}" for o in ("done", "failed", "stopped", "held") if counts[o]) or "nothing ended")
-    if counts["failed"]:
-        print(f"failed runs: python benchmarks/status.py {folder} says why; --retry-failed starts them again")
-    if left:
-        print(f"{left} runs are not finished; the same command goes on where they stopped")
-        return EXIT_STOPPED
-    return 1 if counts["failed"] or failed_before else 0
+            return 0
+        plan.write(sweep)
+        for item in todo:
+            run = item.run
+            RunDir.create(
+                run.path, run.config, preset=run.preset, variant=run.variant, question=run.question, suite=sweep.suite
+            )
+        if executor.submits and todo:
+            return executor.start(todo, sweep.folder, sweep.suite)
+    code = executor.start(todo, sweep.folder, sweep.suite) if todo else 0
+    return code or (1 if failed else 0)
 
 
 if __name__ == "__main__":

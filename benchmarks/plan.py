@@ -159,7 +159,7 @@ def expand(
     Raises:
         PlanError: everything that is wrong with any cell, or with a folder that is already there.
     """
-    problems: list[str] = []
+    problems: dict[str, list[str]] = {}  # a mistake often concerns many cells: it is said once
     planned: dict[str, Run] = {}  # by identity hash, which includes task and seed
     same: dict[tuple[str, str, int], Same] = {}
     for cell in cells:
@@ -169,11 +169,13 @@ def expand(
             config = presets.resolve(cell.task, preset=preset, ablation=variant.overrides, changes=merged)
             base = _base(cell.task, preset)
         except (KeyError, ValueError, FileNotFoundError) as error:
-            problems.append(f"{cell.variant} on {cell.task}: {error.args[0]}")
+            problems.setdefault(str(error.args[0]), []).append(f"{cell.variant} on {cell.task}")
             continue
         name = directory_name(variant.name, merged, config)
         if len(name) > 200:
-            problems.append(f"{name}: longer than a folder's name should be; put the keys in an ablation file")
+            problems.setdefault("too many changed keys for a folder's name; put them in an ablation file", []).append(
+                name
+            )
             continue
         is_base = identity_hash(config) == identity_hash(base)
         variant_of_run, question = ("base", variants.BASE.question) if is_base else (name, variant.question)
@@ -194,10 +196,15 @@ def expand(
             if run.variant != name:
                 same[name, run.task, seed] = Same(variant=name, task=run.task, seed=seed, run=run)
     if problems:
-        raise PlanError(list(dict.fromkeys(problems)))
+        raise PlanError([f"{text} ({_some(cells)})" for text, cells in problems.items()])
     return Plan(
         suite=suite, preset=preset, folder=runs / preset, runs=tuple(planned.values()), same=tuple(same.values())
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest
 
 
 @functools.cache

@@ -135,21 +135,24 @@ class Holding:
     silent_seconds: float
 
     @property
+    def here(self) -> bool:
+        """Whether the owner is, or was, a process of this machine."""
+        return self.owner.boot == _boot() and self.owner.host == socket.gethostname()
+
+    @property
     def process_dead(self) -> bool:
         """Whether the owner was a process of this machine and is no more. (Its Slurm job may still come back.)"""
-        here = self.owner.boot == _boot() and self.owner.host == socket.gethostname()
-        return here and process_start(self.owner.pid) != self.owner.process_start
+        return self.here and process_start(self.owner.pid) != self.owner.process_start
 
     def why_alive(self, knows: Callable[[str], bool | None] = squeue_knows) -> str | None:
         """Return why the owner must be taken for alive, or None if it is certainly or very probably gone."""
         owner = self.owner
         if owner.released:
             return None
-        if owner.boot == _boot() and owner.host == socket.gethostname():
-            if process_start(owner.pid) == owner.process_start:
-                return "its process runs on this host"
-            if owner.slurm_job is None:
-                return None
+        if self.here and not self.process_dead:
+            return "its process runs on this host"
+        if self.here and owner.slurm_job is None:
+            return None
         if owner.slurm_job is not None:
             known = knows(owner.slurm_job)
             if known is not None:

@@ -1,0 +1,225 @@
+"""From runs that are to be started to an executor that starts them. The executors are interchangeable.
+
+`describe` says what would happen, `start` does it and returns the exit code. Launch and `status.py retry` share this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from benchmarks import cost
+from benchmarks.executors import machine, queue
+from benchmarks.executors.pool import Ended, last_line
+from benchmarks.executors.profile import Profile, minutes
+from benchmarks.plan import Item
+from planet.run_dir import RunDir
+from planet.stop_signal import EXIT_STOPPED
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """How to run, as the command line says it."""
+
+    executor: str = "auto"
+    max_parallel: int | None = None
+    runs_per_gpu: int | None = None
+    profile: Profile
+    profile_named: bool = False
+    """A cluster profile was asked for: then `auto` does not fall back to this machine without a word."""
+
+
+class Executor(Protocol):
+    submits: bool
+    """Whether `start` hands the runs on and returns at once; then planning and starting must not be interrupted by
+    another launcher's (`queue.locked`)."""
+
+    def describe(self, items: Sequence[Item], *, dry_run: bool) -> None:
+        """Print where and how the runs would be started, and what they cost."""
+        ...
+
+    def start(self, items: Sequence[Item], preset_folder: Path, suite: str) -> int:
+        """Start the runs, whose directories exist; return the exit code."""
+        ...
+
+
+def choose(options: Options, *, dry_run: bool) -> Executor:
+    """Return the executor: `auto` is Slurm where its controller answers, else this machine.
+
+    Raises:
+        ValueError: Slurm is asked for and does not answer. (A dry run needs none.)
+    """
+    if options.executor == "inline":
+        return Inline()
+    if options.executor == "local":
+        return Local(options)
+    there = queue.answers()
+    if options.executor == "slurm" or options.profile_named:
+        if not there and not dry_run:
+            raise ValueError(
+                "no Slurm controller answers here (sbatch, srun and `scontrol ping`); log in to the cluster, or choose "
+                "--executor local"
+            )
+        return Slurm(options, there=there)
+    return Slurm(options, there=True) if there else Local(options)
+
+
+def show_cost(items: Sequence[Item], hardware: cost.Hardware, parallel: int | None) -> None:
+    """Print what the runs will cost on such hardware; `parallel`: how many at a time, None: unknown."""
+    hours = [cost.estimate(item.run.config, hardware).hours for item in items]
+    text = f"estimated cost: {cost.text(sum(hours) / len(hours))} a run on one {hardware.name}"
+    text += (
+        f", {sum(hours):.0f} {hardware.unit} hours in all" if sum(hours) >= 1 else f", {cost.text(sum(hours))} in all"
+    )
+    if parallel is not None and len(items) > 1:
+        text += f"; about {cost.text(max(sum(hours) / parallel, *hours))} with {parallel} at a time"
+    print(text)
+
+
+class Inline:
+    submits = False
+
+    def describe(self, items: Sequence[Item], *, dry_run: bool) -> None:
+        show_cost(items, cost.GPU if machine.visible_gpus() else cost.CPU_CORE, 1)
+        print("in this process, one after the other")
+
+    def start(self, items: Sequence[Item], preset_folder: Path, suite: str) -> int:
+        from benchmarks.executors import inline
+
+        return report(inline.execute([item.run.path for item in items]), len(items), preset_folder)
+
+
+class Local:
+    submits = False
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.gpus = machine.visible_gpus()
+
+    def _slots(self, items: Sequence[Item]) -> tuple[list[machine.Slot], str]:
+        return machine.slots(
+            [item.run.config for item in items],
+            gpus=self.gpus,
+            max_parallel=self.options.max_parallel,
+            runs_per_gpu=self.options.runs_per_gpu or 1,
+        )
+
+    def describe(self, items: Sequence[Item], *, dry_run: bool) -> None:
+        slots, why = self._slots(items)
+        show_cost(items, cost.GPU if self.gpus else cost.CPU_CORE, len(slots))
+        threads = slots[0].environment["OMP_NUM_THREADS"]
+        print(f"on this machine, {len(slots)} at a time ({why}), {threads} thread{'s' * (threads != '1')} each")
+        if not self.gpus and any(item.run.preset == "paper" for item in items):
+            print(
+                "no GPU here, and paper size is made for one: --preset quick learns a task in about an hour. Starting"
+            )
+
+    def start(self, items: Sequence[Item], preset_folder: Path, suite: str) -> int:
+        from benchmarks.executors import local
+
+        problem = preflight()
+        if problem:
+            print(f"launch.py: this machine cannot run it, nothing was started: {problem}", file=sys.stderr)
+            return 1
+        names = {item.run.path: item.run.name for item in items}
+        ended = local.execute([*names], self._slots(items)[0], names=lambda path: names[path])
+        return report(ended, len(items), preset_folder)
+
+
+class Slurm:
+    submits = True
+
+    def __init__(self, options: Options, *, there: bool) -> None:
+        changes = {
+            name: value
+            for name, value in (("max_parallel", options.max_parallel), ("runs_per_gpu", options.runs_per_gpu))
+            if value is not None
+        }
+        self.profile = dataclasses.replace(options.profile, **changes)
+        self.there = there
+
+    def describe(self, items: Sequence[Item], *, dry_run: bool) -> None:
+        from benchmarks.executors import slurm
+
+        show_cost(items, cost.GPU, None)
+        batches = self._batches(items)
+        for batch in batches:
+            runs = sum(map(len, batch.packs))
+            each = f", {max(map(len, batch.packs))} runs each" if runs > len(batch.packs) else ""
+            limit = cost.text(minutes(batch.profile.time) / 60)
+            print(f"on Slurm: {len(batch.packs)} jobs{each}; requeued after {limit} until its runs are done")
+        if not dry_run:
+            return
+        preset_folder = items[0].run.path.parents[2]
+        for batch in batches:
+            text = slurm.script(batch, preset_folder, "dry-run")
+            print(f"\n{text}")
+            print(slurm.ask_cluster(text) if self.there else "no Slurm answers here: the script was not checked by one")
+
+    def _batches(self, items: Sequence[Item]):
+        from benchmarks.executors import slurm
+
+        return slurm.batches(items, self.profile, max_array=queue.max_array_size() if self.there else None)
+
+    def start(self, items: Sequence[Item], preset_folder: Path, suite: str) -> int:
+        from benchmarks.executors import slurm
+
+        for batch in self._batches(items):
+            submission = slurm.submit(batch, preset_folder, suite)
+            jobs = submission.jobs
+            span = jobs[0] if len(jobs) == 1 else f"{jobs[0]} to {jobs[-1]}"
+            print(f"submitted {sum(map(len, batch.packs))} runs in {len(jobs)} jobs: {span} ({submission.name})")
+        print(f"watch:  python benchmarks/status.py {shown(preset_folder)} --watch")
+        return 0
+
+
+def shown(path: Path) -> str:
+    """Return a path as a person would type it from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+PREFLIGHT = """
+from planet import gl
+gl.choose_backend()
+from planet.config import EnvConfig
+from planet.envs import make_env
+from planet.tasks import TASKS
+env = make_env(TASKS["cartpole_swingup"], EnvConfig())
+env.reset(0)
+env.close()
+"""
+
+
+def preflight() -> str | None:
+    """Draw one frame in another process; return what is wrong (missing GL, packages that do not fit), or None."""
+    done = subprocess.run(
+        [sys.executable, "-c", PREFLIGHT], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 0:
+        return None
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    return lines[-1] if lines else f"drawing a frame ended with exit code {done.returncode}"
+
+
+def report(ended: Sequence[Ended], planned: int, preset_folder: Path) -> int:
+    """Print how it went and return the exit code: 0 all done, 1 some failed, 75 stopped before the end."""
+    counts = Counter(result.outcome for result in ended)
+    left = planned - counts["done"] - counts["failed"] - counts["held"]
+    print(", ".join(f"{counts[o]} {o}" for o in ("done", "failed", "stopped", "held") if counts[o]) or "none was begun")
+    failed = [result for result in ended if result.outcome == "failed"]
+    for result in failed[:20]:
+        print(f"failed: {shown(result.path)}: {result.message or last_line(RunDir(result.path).output)}")
+    if failed:
+        print("launch.py --retry-failed starts failed runs again; status.py logs RUN shows all a run said")
+    if left:
+        print(f"{left} runs are not finished: the same command goes on where they stopped")
+        return EXIT_STOPPED
+    return 1 if failed else 0

@@ -1,0 +1,270 @@
+"""What a Slurm cluster knows of our runs: submissions on record, and one call of squeue. No accounting is needed.
+
+    runs/<preset>/slurm/<uid>/submission.json   one per sbatch, written before it; its uid is in the job's name
+                             /*_log.out, .err    what the jobs printed
+
+A submission without job ids is one whose launcher was cut off at the wrong moment: the queue is asked for its name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from benchmarks.executors.pool import last_line
+from benchmarks.plan import State
+from planet import lease
+from planet.run_dir import read_json, write_atomic
+
+FORMAT = 1
+ENDED = frozenset(
+    ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+     "TIMEOUT")
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    """One sbatch: a job, or an array of jobs, of one or more runs each."""
+
+    folder: Path
+    suite: str
+    created: float
+    packs: tuple[tuple[str, ...], ...]
+    """Run directories relative to runs/<preset>, one tuple per job."""
+    jobs: tuple[str, ...] = ()
+    """Slurm's ids, `12` or `12_3`, one per pack; empty: not known whether sbatch took it."""
+
+    @property
+    def name(self) -> str:
+        """The jobs' name, by which the queue can be asked for them."""
+        return f"planet-{self.suite}-{self.folder.name}"
+
+    def log(self, job: str) -> Path:
+        """Return where a job's errors go."""
+        return self.folder / f"{job}_0_log.err"
+
+    def output(self, job: str) -> Path:
+        return self.folder / f"{job}_0_log.out"
+
+    def write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {**asdict(self), "folder": None, "format": FORMAT}
+        write_atomic(self.folder / "submission.json", (json.dumps(content, indent=1) + "\n").encode())
+
+
+def answers() -> bool:
+    """Return whether a Slurm controller can be reached from here."""
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        return False
+    try:
+        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return ping.returncode == 0 and "is UP" in ping.stdout
+
+
+def max_array_size() -> int | None:
+    """Return the cluster's MaxArraySize (the first index that is too big), or None where it does not answer."""
+    try:
+        answer = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer.stdout, re.MULTILINE)
+    return int(match.group(1)) if match else None
+
+
+def folder_of(preset_folder: Path) -> Path:
+    """Return where a preset's submissions live."""
+    return preset_folder / "slurm"
+
+
+def new_submission(preset_folder: Path, suite: str, packs: Sequence[Sequence[Path]]) -> Submission:
+    """Return a submission under a name that no other has; writes nothing."""
+    uid = f"{time.strftime('%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    return Submission(
+        folder=folder_of(preset_folder) / uid,
+        suite=suite,
+        created=time.time(),
+        packs=tuple(tuple(os.path.relpath(path, preset_folder) for path in pack) for pack in packs),
+    )
+
+
+def read_submissions(preset_folder: Path) -> list[Submission]:
+    """Return all submissions on record, the oldest first; a damaged record is skipped, its lease still protects."""
+    found: list[Submission] = []
+    for path in sorted(folder_of(preset_folder).glob("*/submission.json")):
+        try:
+            data = read_json(path)
+        except ValueError:
+            continue
+        if data is not None and data.get("format") == FORMAT:
+            found.append(
+                Submission(
+                    folder=path.parent,
+                    suite=data["suite"],
+                    created=data["created"],
+                    packs=tuple(map(tuple, data["packs"])),
+                    jobs=tuple(data["jobs"]),
+                )
+            )
+    return sorted(found, key=lambda s: s.created)
+
+
+@contextmanager
+def locked(preset_folder: Path) -> Iterator[None]:
+    """Hold the right to submit for this folder: two launchers at once must not both submit a run."""
+    folder = folder_of(preset_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job as squeue prints it."""
+
+    id: str
+    state: str
+    reason: str
+    node: str
+    name: str
+    elapsed: str
+
+    @property
+    def live(self) -> bool:
+        return self.state not in ENDED
+
+
+def squeue() -> dict[str, Job] | None:
+    """Return our jobs by id, those that ended a few minutes ago included; None where squeue does not answer."""
+    format_ = "%i|%T|%r|%N|%j|%M"
+    try:
+        answer = subprocess.run(
+            ["squeue", "--me", "--noheader", "--array", "--states=all", f"--format={format_}"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if answer.returncode != 0:
+        return None
+    rows = [line.split("|") for line in answer.stdout.splitlines()]
+    return {row[0]: Job(*row) for row in rows if len(row) == 6}
+
+
+@dataclass(slots=True)
+class Queue:
+    """The submissions of one runs/<preset> and, when first needed, what squeue says."""
+
+    preset_folder: Path
+    submissions: list[Submission] = field(default_factory=list)
+    _of: dict[str, list[tuple[Submission, str]]] = field(default_factory=dict)
+    _jobs: list[dict[str, Job] | None] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, preset_folder: Path) -> Queue:
+        """Read the records; asks squeue only if there is a submission that lacks its job ids."""
+        queue = cls(preset_folder)
+        for submission in read_submissions(preset_folder):
+            if not submission.jobs:
+                submission = queue._find(submission)
+            if submission is None:
+                continue
+            queue.submissions.append(submission)
+            for pack, job in zip(submission.packs, submission.jobs, strict=True):
+                for name in pack:
+                    queue._of.setdefault(name, []).append((submission, job))
+        return queue
+
+    @property
+    def jobs(self) -> dict[str, Job] | None:
+        if not self._jobs:
+            self._jobs.append(squeue())
+        return self._jobs[0]
+
+    def _find(self, submission: Submission) -> Submission | None:
+        """Return the submission with its job ids, or None if Slurm never took it."""
+        ids = [job.id for job in (self.jobs or {}).values() if job.name == submission.name]
+        if len(ids) != len(submission.packs):
+            return None
+        ordered = sorted(ids, key=lambda id_: int(id_.rpartition("_")[2]))
+        found = Submission(
+            folder=submission.folder, suite=submission.suite, created=submission.created, packs=submission.packs,
+            jobs=tuple(ordered),
+        )  # fmt: skip
+        found.write()
+        return found
+
+    def submission_of(self, path: Path) -> tuple[Submission, str] | None:
+        """Return the submission and job that count for a run: one that lives, else the last."""
+        entries = self._of.get(os.path.relpath(path, self.preset_folder), [])
+        if not entries:
+            return None
+        jobs = self.jobs or {}
+        return next((entry for entry in reversed(entries) if entry[1] in jobs and jobs[entry[1]].live), entries[-1])
+
+    def knows(self, job: str) -> bool | None:
+        """Return whether Slurm still has a job, without another call for jobs of ours."""
+        jobs = self.jobs
+        if jobs is not None and job in jobs:
+            return jobs[job].live
+        ours = any(job in submission.jobs for submission in self.submissions)
+        return False if jobs is not None and ours else _ask_once(job)
+
+    def job_of(self, path: Path) -> tuple[State, str] | None:
+        """Return what the queue says of a run that is not done and whose lease nobody alive holds; None: nothing.
+
+        A job that ended before the run began (a bad set-up line, a missing file system) makes the run `failed`.
+        """
+        entry = self.submission_of(path)
+        if entry is None:
+            return None
+        submission, id_ = entry
+        jobs = self.jobs
+        job = (jobs or {}).get(id_)
+        if jobs is None:
+            return "waiting", f"Slurm job {id_}, and squeue does not answer"
+        if job is not None and job.live:
+            if job.state == "PENDING":
+                return "waiting", f"Slurm job {id_} pending ({job.reason})"
+            return "running", f"Slurm job {id_} {job.state.lower()} on {job.node}, starting"
+        if _started_since(path, submission.created):
+            return None
+        if job is not None and job.state == "CANCELLED" and not submission.log(id_).exists():
+            return None
+        if not submission.log(id_).exists() and not submission.output(id_).exists():
+            if job is None or job.state == "CANCELLED":
+                return None  # cancelled while it waited, or Slurm lost it: nothing was tried, nothing has failed
+            return (
+                "failed",
+                f"Slurm job {id_} ended ({job.state}) without a word; is the folder on a shared file system?",
+            )
+        state = f" ({job.state})" if job is not None else ""
+        line = last_line(submission.log(id_)) or last_line(submission.output(id_)) or "it printed nothing"
+        return "failed", f"Slurm job {id_} ended{state} before the run began: {line}"
+
+
+@functools.cache
+def _ask_once(job: str) -> bool | None:
+    return lease.squeue_knows(job)
+
+
+def _started_since(path: Path, when: float) -> bool:
+    record = read_json(path / "run.json") or {}
+    starts = record.get("starts", [])
+    return bool(starts) and starts[-1]["time"] >= when
