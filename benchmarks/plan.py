@@ -177,7 +177,7 @@ def expand(
                 name
             )
             continue
-        is_base = identity_hash(config) == identity_hash(base)
+        is_base = not variant.task and identity_hash(config) == identity_hash(base)
         variant_of_run, question = ("base", variants.BASE.question) if is_base else (name, variant.question)
         for seed in seeds:
             seeded = dataclasses.replace(config, seed=seed)

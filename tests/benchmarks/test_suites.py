@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import suites, variants
+from benchmarks.plan import expand
 from planet import presets, tasks
 from planet.config import identity_hash
 
@@ -39,9 +40,22 @@ def test_figures_that_share_runs_name_the_same_cells() -> None:
     assert keys(suites.load("fig10").cells()) <= keys(suites.load("fig4").cells() + suites.load("fig8").cells())
 
 
-def test_the_multitask_agent_is_one_cell_for_all_tasks() -> None:
+def test_the_multitask_agent_is_one_run_for_all_tasks_under_its_own_name(tmp_path: Path) -> None:
     cells = [cell for cell in suites.load("fig7").cells() if cell.variant == "multitask"]
-    assert [cell.task for cell in cells] == ["dmc6"]
+    plan = expand(cells, [0], preset="paper", runs=tmp_path)
+    assert [run.path for run in plan.runs] == [tmp_path / "paper/multitask/dmc6/seed_0"] and not plan.same
+
+
+def test_suites_that_share_cells_share_run_directories(tmp_path: Path) -> None:
+    """So `--suite fig4` after `--suite fig5` finds its PlaNet runs done."""
+    paths = {
+        name: {run.path for run in expand(suites.load(name).cells(), [0, 1], preset="paper", runs=tmp_path).runs}
+        for name in ("dmc6", "fig4", "fig5", "fig8", "fig9")
+    }
+    assert len(paths["dmc6"]) == 12
+    assert paths["fig4"] & paths["fig5"] == paths["dmc6"] == paths["fig5"] & paths["fig8"]
+    stochastic = {path for path in paths["fig4"] if "stochastic" in path.parts}
+    assert stochastic and paths["fig4"] & paths["fig9"] == paths["dmc6"] | stochastic
 
 
 def test_a_sweep_of_single_tasks_keeps_their_order() -> None:
