@@ -234,7 +234,7 @@ def _show(
     strip = run_dir.predictions / f"strip_{task}_{k}.png"
     write_png(strip, film_strip([truth, predicted, error], columns=columns, marks=CONTEXT))
     video = run_dir.predictions / f"open_loop_{task}_{k}.gif"
-    write_gif(video, np.concatenate([truth, predicted, error], axis=3), frames_per_second=12)
+    write_gif(video, np.concatenate([truth, predicted, error], axis=3), frames_per_second=12.0)
     return [strip, video]
 
 
