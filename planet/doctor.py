@@ -250,14 +250,11 @@ def show(checks: Sequence[Check]) -> None:
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
-
-        console = Console()
     except ImportError:
-        console = None
-    if console is None or not console.is_terminal:
-        for check in checks:
-            print(f"{check.state:8} {check.name:12} {check.text}")
-        return
+        return _show_lines(checks)
+    console = Console()
+    if not console.is_terminal:
+        return _show_lines(checks)
     table = Table(title="PlaNet on this machine", title_justify="left")
     for column in ("", "what", "found"):
         table.add_column(column, overflow="fold")
@@ -265,6 +262,11 @@ def show(checks: Sequence[Check]) -> None:
     for check in checks:
         table.add_row(Text(check.state, colours[check.state]), Text(check.name), Text(check.text))
     console.print(table)
+
+
+def _show_lines(checks: Sequence[Check]) -> None:
+    for check in checks:
+        print(f"{check.state:8} {check.name:12} {check.text}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
