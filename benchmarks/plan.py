@@ -160,7 +160,7 @@ def expand(
         PlanError: everything that is wrong with any cell, or with a folder that is already there.
     """
     problems: dict[str, list[str]] = {}  # a mistake often concerns many cells: it is said once
-    planned: dict[str, Run] = {}  # by identity hash, which includes task and seed
+    planned: dict[tuple[str, int], Run] = {}  # by seed and the hash of everything else
     same: dict[tuple[str, str, int], Same] = {}
     for cell in cells:
         try:
@@ -177,22 +177,22 @@ def expand(
                 name
             )
             continue
-        is_base = not variant.task and identity_hash(config) == identity_hash(base)
+        identity = identity_hash(config)
+        # One agent for all tasks is a variant by its task alone; base means one agent per task.
+        is_base = not variant.task and identity == identity_hash(base)
         variant_of_run, question = ("base", variants.BASE.question) if is_base else (name, variant.question)
         for seed in seeds:
-            seeded = dataclasses.replace(config, seed=seed)
-            run = planned.setdefault(
-                identity_hash(seeded),
-                Run(
+            run = planned.get((identity, seed))
+            if run is None:
+                run = planned[identity, seed] = Run(
                     preset=preset,
                     variant=variant_of_run,
                     task=config.task,
                     seed=seed,
-                    config=seeded,
+                    config=dataclasses.replace(config, seed=seed),
                     question=question,
                     path=run_path(runs, preset, variant_of_run, config.task, seed),
-                ),
-            )
+                )
             if run.variant != name:
                 same[name, run.task, seed] = Same(variant=name, task=run.task, seed=seed, run=run)
     if problems:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -289,13 +290,24 @@ class Config:
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Return `{"planner.horizon": 12, ...}`: every leaf of the tree under its dotted key, in order of definition."""
     flat: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            flat |= flatten(value, f"{prefix}{f.name}.")
+    for name in _field_names(type(config)):
+        value = getattr(config, name)
+        if hasattr(type(value), "__dataclass_fields__"):
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
-            flat[prefix + f.name] = value
+            flat[prefix + name] = value
     return flat
+
+
+# Asked again for each of ten thousand runs of a sweep; what a class has does not change.
+@functools.cache
+def _field_names(kind: type) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(kind))
+
+
+@functools.cache
+def _field_types(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def diff(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
@@ -316,7 +328,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     tree: dict[str, Any] = {}
     for key, value in changes.items():
         owner, name = _owner_of(config, key)
-        hint = typing.get_type_hints(type(owner))[name]
+        hint = _field_types(type(owner))[name]
         parsed = _parse(key, value, hint)
         node = tree
         *parents, leaf = key.split(".")

@@ -1,0 +1,109 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from benchmarks.executors import profile
+from benchmarks.executors.profile import Profile
+
+SLURM = Path(__file__).parents[2] / "slurm"
+
+
+def written(tmp_path, text):
+    path = tmp_path / "site.toml"
+    path.write_text(text)
+    return path
+
+
+def test_without_a_file_a_profile_is_the_defaults():
+    assert profile.load(None) == Profile()
+
+
+def test_a_file_and_then_the_command_line_change_it(tmp_path):
+    path = written(
+        tmp_path, 'partition = "gpu"\ntime = 90\ngpus = "a100:2"\nsetup = ["module load cuda"]\nmps = true\n'
+    )
+    loaded = profile.load(path, {"time": "2-12", "runs_per_gpu": "4", "mem_gb_per_run": "7.5", "mps": "false"})
+
+    assert loaded == Profile(
+        partition="gpu", time="2-12", gpus="a100:2", setup=("module load cuda",), runs_per_gpu=4, mem_gb_per_run=7.5
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('partitio = "x"', r"no profile key 'partitio': known are partition, .*; perhaps partition"),
+        ("cpus_per_run = 1.5", "cpus_per_run must be a whole number, got 1.5"),
+        ("cpus_per_run = 0", "cpus_per_run must be at least 1, got 0"),
+        ("mps = 1", "mps must be true or false, got 1"),
+        ("partition = true", "partition must be a string, got True"),
+        ("setup = [1]", "setup must be a list of strings"),
+        ("extra = 3", r"extra must be a table, \[extra\], got 3"),
+        ('time = "1h"', "time must be like '30' .*, got '1h'"),
+        ('time = "00:00"', "time must be like"),
+        ('gpus = "a100"', "gpus must be like '1' or 'a100:1', got 'a100'"),
+        ('gpus = "1"\ngres = "gpu:1"', "give gpus or gres, not both"),
+        ('mem_per_cpu = "4G"\nmem_gb_per_run = 4', "only one of mem_gb_per_run"),
+        ("time = 1\nsignal_seconds = 60", "told to save before it has begun"),
+        ("[cpu]\npartitio = 1", r"\[cpu\]: no profile key 'partitio'"),
+        ("a = ", "is not valid TOML"),
+    ],
+)
+def test_a_mistake_is_named_with_its_file(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        profile.load(written(tmp_path, text))
+    assert "site.toml" in str(caught.value)
+
+
+def test_a_missing_file_says_where_examples_are(tmp_path):
+    with pytest.raises(FileNotFoundError, match="examples are in slurm/"):
+        profile.load(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("time", "minutes"),
+    [
+        ("30", 30),
+        ("30:30", 31),
+        ("24:00:00", 1440),
+        ("2-12", 3600),
+        ("1-00:30", 1470),
+        ("0-0:0:1", 1),
+        ("1-1:1:1", 1502),
+    ],
+)
+def test_time_limits_are_read_as_slurm_reads_them(time, minutes):
+    assert profile.minutes(time) == minutes
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({}, 1),
+        ({"gpus": "0"}, 0),
+        ({"gpus": "h100:4"}, 4),
+        ({"gres": "gpu:a100:2"}, 2),
+        ({"gres": "gpu"}, 1),
+        ({"gres": "shard:3"}, 0),
+    ],
+)
+def test_gpus_are_counted_in_every_spelling(changes, count):
+    assert profile.num_gpus(Profile(**changes)) == count
+
+
+def test_runs_without_a_gpu_ask_for_none_and_take_what_cpu_says():
+    site = Profile(partition="gpu", gpus="a100:1", cpus_per_run=8, cpu={"partition": "standard", "cpus_per_run": 2})
+
+    assert profile.for_cpu(site) == dataclasses.replace(site, partition="standard", gpus="0", cpus_per_run=2)
+
+
+@pytest.mark.parametrize("path", sorted(SLURM.glob("*.toml")), ids=lambda p: p.stem)
+def test_every_shipped_profile_is_valid(path):
+    assert profile.load(path) != Profile()
+
+
+def test_the_readme_explains_every_key():
+    text = (SLURM / "README.md").read_text()
+
+    assert [f.name for f in dataclasses.fields(Profile) if f"`{f.name}`" not in text] == []

@@ -1,0 +1,115 @@
+import pytest
+
+from benchmarks import cost
+from benchmarks.executors import machine
+from planet.presets import resolve
+
+SMOKE = resolve("cheetah_run", preset="smoke")
+PAPER = resolve("walker_walk")
+
+
+@pytest.fixture(autouse=True)
+def sixteen_cores(monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: 16)
+    monkeypatch.setattr(machine, "free_bytes", lambda: 64 * 2**30)
+
+
+def places(slots):
+    return [slot.environment.get("CUDA_VISIBLE_DEVICES") for slot in slots]
+
+
+def threads(slots):
+    return {slot.environment["OMP_NUM_THREADS"] for slot in slots}
+
+
+def test_without_a_gpu_every_core_is_a_slot_with_one_thread():
+    slots, why = machine.slots([SMOKE] * 40, gpus=())
+
+    assert len(slots) == 16 and threads(slots) == {"1"} and set(places(slots)) == {None} and why == "16 cores"
+    assert {slot.environment["LP_NUM_THREADS"] for slot in slots} == {"0"}
+
+
+def test_few_runs_share_all_cores():
+    slots, _ = machine.slots([SMOKE] * 3, gpus=())
+
+    assert len(slots) == 3 and threads(slots) == {"5"}
+
+
+def test_each_gpu_takes_its_runs():
+    slots, why = machine.slots([SMOKE] * 40, gpus=("0", "3"), runs_per_gpu=3)
+
+    assert places(slots) == ["0", "3", "0", "3", "0", "3"] and threads(slots) == {"2"}
+    assert why == "2 GPUs x 3 runs"
+
+
+def test_memory_limits_what_was_not_asked_for():
+    slots, why = machine.slots([PAPER] * 40, gpus=())
+
+    need = (1005 * 501 * 12288 + machine.BYTES_BESIDE_REPLAY) / 2**30
+    assert len(slots) == int(64 / need) == 9
+    assert why == f"memory: a run needs up to {need:.1f} GiB, 64.0 GiB are free"
+    assert len(machine.slots([PAPER] * 40, gpus=(), max_parallel=12)[0]) == 12
+
+
+def test_more_at_a_time_than_gpus_share_them():
+    slots, _ = machine.slots([SMOKE] * 40, gpus=("0", "1"), max_parallel=5)
+
+    assert places(slots) == ["0", "1", "0", "1", "0"]
+
+
+@pytest.mark.parametrize(("value", "gpus"), [("", ()), ("-1", ()), ("0,2", ("0", "2")), ("GPU-abc", ("GPU-abc",))])
+def test_visible_gpus_are_those_cuda_may_see(monkeypatch, value, gpus):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+
+    assert machine.visible_gpus() == gpus
+
+
+def test_gpus_are_found_by_nvidia_smi(tmp_path, monkeypatch):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    assert machine.visible_gpus() == ("0", "1")
+
+
+def test_the_estimate_counts_updates_and_decisions():
+    paper = cost.estimate(resolve("cheetah_run"), cost.GPU)
+
+    assert paper.updates == 100_000
+    # 1,000 collected episodes and 20 evaluations of 10, each of 250 decisions
+    assert paper.decisions == (1000 + 20 * 10) * 250
+    assert (
+        cost.estimate(resolve("cheetah_run", changes={"schedule.collection": "random"}), cost.GPU).decisions == 50_000
+    )
+
+
+def test_the_estimate_grows_with_what_is_computed():
+    base = cost.estimate(resolve("cheetah_run"), cost.CPU_CORE).hours
+    wider = cost.estimate(resolve("cheetah_run", changes={"model.conv_depth": 64}), cost.CPU_CORE).hours
+    deeper = cost.estimate(resolve("cheetah_run", changes={"planner.iterations": 20}), cost.CPU_CORE).hours
+
+    assert base < wider and base < deeper
+    assert cost.estimate(resolve("cheetah_run"), cost.GPU).hours < base / 20
+    assert cost.estimate(resolve("cheetah_run", preset="quick"), cost.CPU_CORE).hours < base / 50
+    assert cost.estimate(resolve("dmc6"), cost.GPU).hours > 5 * cost.estimate(resolve("cheetah_run"), cost.GPU).hours
+
+
+def test_multiplications_of_one_update_by_hand():
+    config = resolve("cheetah_run")
+    frames = 50 * 50
+    encoder = 16 * (3 * 32 * 31**2 + 32 * 64 * 14**2 + 64 * 128 * 6**2 + 128 * 256 * 2**2)
+    decoder = 25 * 1024 * 128 + 25 * 128 * 64 * 5**2 + 36 * 64 * 32 * 13**2 + 36 * 32 * 3 * 30**2
+    prior = (30 + 6) * 200 + 3 * 400 * 200 + 200 * 200 + 200 * 60
+    posterior = (200 + 1024) * 200 + 200 * 60
+    rest = 230 * 1024 + 230 * 200 + 200 * 200 + 200
+
+    assert cost.update_multiplications(config, 6) == frames * (encoder + decoder + prior + posterior + rest)
+    assert cost.decision_multiplications(config, 6) == 10 * 1000 * 12 * (prior + 230 * 200 + 200 * 200 + 200)
+
+
+@pytest.mark.parametrize(
+    ("hours", "text"), [(0.005, "18 s"), (0.5, "30 min"), (7.2, "7 h"), (47.9, "48 h"), (84.0, "3.5 days")]
+)
+def test_hours_are_told_in_a_unit_that_fits(hours, text):
+    assert cost.text(hours) == text

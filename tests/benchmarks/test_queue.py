@@ -1,0 +1,193 @@
+import json
+import os
+
+import pytest
+
+from benchmarks.executors import queue
+from benchmarks.executors.queue import Queue, new_submission
+from planet.presets import resolve
+from planet.run_dir import RunDir, run_path
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A stand-in for squeue: prints what is in the file `jobs`, counts its calls."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "jobs").write_text("")
+    program = folder / "squeue"
+    program.write_text(f"#!/bin/sh\necho x >> {folder}/calls\n[ -e {folder}/down ] && exit 1\ncat {folder}/jobs\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def jobs(cluster, *rows):
+    (cluster / "jobs").write_text("".join("|".join(row) + "\n" for row in rows))
+
+
+def submitted(tmp_path, seeds=1, ids=None, packs=1):
+    """Make run directories and the record of their submission."""
+    preset = tmp_path / "runs" / "smoke"
+    runs = [
+        RunDir.create(
+            run_path(tmp_path / "runs", "smoke", "base", "cheetah_run", seed),
+            resolve("cheetah_run", preset="smoke", seed=seed),
+            preset="smoke",
+            variant="base",
+        )
+        for seed in range(seeds)
+    ]
+    groups = [[run.path for run in runs[i : i + packs]] for i in range(0, seeds, packs)]
+    submission = new_submission(preset, "dmc6", groups)
+    ids = ids if ids is not None else [f"12_{i}" for i in range(len(groups))]
+    object.__setattr__(submission, "jobs", tuple(ids))
+    submission.write()
+    return preset, submission, runs
+
+
+def test_a_waiting_and_a_running_job_speak_for_their_runs_in_one_call(tmp_path, cluster):
+    preset, _, runs = submitted(tmp_path, seeds=3)
+    jobs(
+        cluster,
+        ("12_0", "PENDING", "Resources", "", "n", "0:00"),
+        ("12_1", "RUNNING", "None", "n2", "n", "0:03"),
+        ("12_2", "COMPLETING", "None", "n2", "n", "0:03"),
+    )
+    q = Queue.read(preset)
+
+    assert [q.job_of(run.path) for run in runs] == [
+        ("waiting", "Slurm job 12_0 pending (Resources)"),
+        ("running", "Slurm job 12_1 running on n2, starting"),
+        ("running", "Slurm job 12_2 completing on n2, starting"),
+    ]
+    assert (cluster / "calls").read_text() == "x\n"
+
+
+def test_without_submissions_squeue_is_not_asked(tmp_path, cluster):
+    q = Queue.read(tmp_path / "runs" / "smoke")
+
+    assert q.job_of(tmp_path / "runs" / "smoke" / "base" / "cheetah_run" / "seed_0") is None
+    assert not (cluster / "calls").exists()
+
+
+def test_a_job_that_ended_before_the_run_began_is_a_failure_with_its_last_words(tmp_path, cluster):
+    preset, submission, (run,) = submitted(tmp_path)
+    submission.log("12_0").write_text("noise\nset-up line failed: module load cudda\n")
+    jobs(cluster, ("12_0", "FAILED", "NonZeroExitCode", "n1", "n", "0:00"))
+    expected = "before the run began: set-up line failed: module load cudda"
+
+    assert Queue.read(preset).job_of(run.path) == ("failed", f"Slurm job 12_0 ended (FAILED) {expected}")
+    jobs(cluster)  # and after Slurm has forgotten it
+    assert Queue.read(preset).job_of(run.path) == ("failed", f"Slurm job 12_0 ended {expected}")
+
+
+def test_a_job_cancelled_while_it_waited_leaves_nothing_behind(tmp_path, cluster):
+    preset, _, (run,) = submitted(tmp_path)
+    jobs(cluster, ("12_0", "CANCELLED", "None", "", "n", "0:00"))
+    assert Queue.read(preset).job_of(run.path) is None
+
+    jobs(cluster)
+    assert Queue.read(preset).job_of(run.path) is None
+
+
+def test_a_job_that_wrote_no_file_at_all_hints_at_the_file_system(tmp_path, cluster):
+    preset, _, (run,) = submitted(tmp_path)
+    jobs(cluster, ("12_0", "FAILED", "None", "n1", "n", "0:00"))
+    answer = Queue.read(preset).job_of(run.path)
+
+    assert answer is not None and answer[0] == "failed" and "shared file system" in answer[1]
+
+
+def test_a_run_that_began_in_the_job_speaks_for_itself(tmp_path, cluster):
+    preset, submission, (run,) = submitted(tmp_path)
+    submission.log("12_0").write_text("some words\n")
+    run.record_start()
+
+    assert Queue.read(preset).job_of(run.path) is None
+
+
+def test_where_squeue_does_not_answer_a_submitted_run_is_not_submitted_again(tmp_path, cluster):
+    preset, _, (run,) = submitted(tmp_path)
+    (cluster / "down").touch()
+    answer = Queue.read(preset).job_of(run.path)
+
+    assert answer == ("waiting", "Slurm job 12_0, and squeue does not answer")
+
+
+def test_a_launcher_cut_off_after_sbatch_is_made_good_by_the_jobs_name(tmp_path, cluster):
+    preset, submission, runs = submitted(tmp_path, seeds=12, ids=[])
+    rows = [
+        (f"40_{i}", "PENDING", "Priority", "", submission.name, "0:00") for i in (3, 11, 0, 1, 2, 10, 4, 5, 6, 7, 8, 9)
+    ]
+    jobs(cluster, *rows, ("41", "PENDING", "Priority", "", "planet-dmc6-other", "0:00"))
+    q = Queue.read(preset)
+
+    assert [q.job_of(run.path) for run in runs] == [
+        ("waiting", f"Slurm job 40_{i} pending (Priority)") for i in range(12)
+    ]
+    record = json.loads((submission.folder / "submission.json").read_text())
+    assert record["jobs"] == [f"40_{i}" for i in range(12)]
+
+
+def test_a_launcher_cut_off_before_sbatch_submitted_nothing(tmp_path, cluster):
+    preset, _, (run,) = submitted(tmp_path, ids=[])
+
+    assert Queue.read(preset).job_of(run.path) is None
+
+
+def test_of_two_submissions_the_one_that_lives_counts(tmp_path, cluster):
+    preset, _, (run,) = submitted(tmp_path, ids=["7"])
+    submitted(tmp_path, ids=["9"])
+    jobs(cluster, ("7", "RUNNING", "None", "n1", "n", "0:00"), ("9", "CANCELLED", "None", "", "n", "0:00"))
+
+    assert Queue.read(preset).job_of(run.path) == ("running", "Slurm job 7 running on n1, starting")
+
+
+def test_all_runs_of_a_pack_have_its_job(tmp_path, cluster):
+    preset, _, runs = submitted(tmp_path, seeds=4, packs=2)
+    jobs(cluster, ("12_0", "PENDING", "Priority", "", "n", "0:00"), ("12_1", "PENDING", "Priority", "", "n", "0:00"))
+    q = Queue.read(preset)
+
+    assert [(q.job_of(run.path) or ("", ""))[1].split()[2] for run in runs] == ["12_0", "12_0", "12_1", "12_1"]
+
+
+def test_knowing_about_our_jobs_costs_no_further_call(tmp_path, cluster):
+    preset, _, _ = submitted(tmp_path, seeds=2)
+    jobs(cluster, ("12_0", "RUNNING", "None", "n1", "n", "0:00"))
+    q = Queue.read(preset)
+
+    assert (q.knows("12_0"), q.knows("12_1")) == (True, False)
+    assert (cluster / "calls").read_text() == "x\n"
+
+
+def test_a_damaged_record_is_no_obstacle(tmp_path, cluster):
+    preset, submission, _ = submitted(tmp_path)
+    (submission.folder / "submission.json").write_text("{")
+
+    assert Queue.read(preset).submissions == []
+
+
+def test_one_launcher_at_a_time_submits(tmp_path):
+    import fcntl
+
+    with queue.locked(tmp_path), (tmp_path / "slurm" / ".lock").open("w") as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize(("said", "answer"), [("Slurmctld(primary) at h is UP", True), ("is DOWN", False)])
+def test_slurm_answers_where_its_controller_is_up(tmp_path, monkeypatch, said, answer):
+    for name in ("sbatch", "srun", "scontrol"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{said}'\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    assert queue.answers() is answer
+
+
+def test_the_longest_array_is_what_the_cluster_says(tmp_path, monkeypatch):
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'MaxArraySize            = 1001'\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    assert queue.max_array_size() == 1001
