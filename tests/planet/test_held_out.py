@@ -1,0 +1,75 @@
+"""The held-out episodes are the same for every variant, and something happens in them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from planet import held_out, streams
+from planet.config import EnvConfig
+from planet.held_out_record import EPISODES, decode
+from planet.tasks import TASKS
+
+SHORT = EnvConfig(episode_env_steps=40)
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_the_package_holds_ten_whole_episodes_of_each_task(name: str) -> None:
+    task = TASKS[name]
+    with np.load(held_out.DATA) as data:
+        seeds, actions = data[f"{name}_seeds"], data[f"{name}_actions"]
+
+    assert held_out.available(task)
+    assert actions.shape == (EPISODES, 1000 // task.action_repeat, task.action_size) and actions.dtype == np.int8
+    assert len(set(seeds.tolist())) == EPISODES
+    assert np.abs(decode(actions)).max() <= 1
+
+
+def test_the_file_stays_small() -> None:
+    assert held_out.DATA.stat().st_size < 100_000
+
+
+def test_their_start_states_are_no_runs() -> None:
+    """Of the first hundred seeds, evaluations and places."""
+    used = {
+        streams.integer(seed, stream, i, j, k)
+        for seed in range(10) for stream in ("env", "eval_env") for i in range(20) for j in range(6) for k in range(10)
+    }  # fmt: skip
+    with np.load(held_out.DATA) as data:
+        assert not used & {int(seed) for key in data if key.endswith("_seeds") for seed in data[key]}
+
+
+def test_simulating_again_gives_the_same_pictures_rewards_and_states() -> None:
+    task = TASKS["cheetah_run"]
+    first, second = (held_out.episodes(task, SHORT, 2) for _ in range(2))
+
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a.episode.obs, b.episode.obs)
+        np.testing.assert_array_equal(a.episode.reward, b.episode.reward)
+        np.testing.assert_array_equal(a.state, b.state)
+    assert first[0].episode.obs.shape == (11, 3, 64, 64)
+    assert first[0].state.shape == (11, 18) and len(first[0].state_names) == 18
+    assert not np.array_equal(first[0].state[0], first[1].state[0])
+
+
+def test_another_action_repeat_follows_the_same_actions_in_time() -> None:
+    task = TASKS["cheetah_run"]  # recorded with 4
+    [own] = held_out.episodes(task, SHORT, 1)
+    [finer] = held_out.episodes(task, dataclasses.replace(SHORT, action_repeat=2), 1)
+    [coarser] = held_out.episodes(task, dataclasses.replace(SHORT, action_repeat=8), 1)
+
+    np.testing.assert_array_equal(finer.state[::2], own.state)  # the very same trajectory, seen twice as often
+    np.testing.assert_array_equal(finer.episode.action[1::2], own.episode.action[1:])
+    np.testing.assert_array_equal(coarser.episode.action[1:], own.episode.action[1::2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cartpole_swingup", "reacher_easy", "cheetah_run"])
+def test_the_planned_episodes_earn_more_than_the_random_ones(name: str) -> None:
+    returns = [found.episode.total_reward for found in held_out.episodes(TASKS[name], EnvConfig())]
+    planned = [r for index, r in enumerate(returns) if index % 3 == 0]
+    others = [r for index, r in enumerate(returns) if index % 3]
+
+    assert np.mean(planned) > 2 * np.mean(others)
