@@ -132,7 +132,8 @@ def launch(path: Path, name: str, **changes: Any) -> RunDir:
     variant = variants.load(name)
     config = presets.resolve(
         variant.task or TASK, preset="smoke", ablation=variant.overrides,
-        changes={"schedule.train_episodes": 1, "schedule.updates": 2, "schedule.eval_episodes": 1, **changes},
+        changes={"schedule.train_episodes": 1, "schedule.updates": 2, "schedule.eval_episodes": 1,
+                 "schedule.open_loop_episodes": 0, **changes},
     )  # fmt: skip
     run_dir = RunDir.create(path, config, preset="smoke", variant=name)
     assert train.train(path) == 0
