@@ -11,6 +11,7 @@ plain frames, and faster).
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import zlib
@@ -192,8 +193,9 @@ def _decode(header: _Header, body: bytes, where: str) -> Episode:
     action = np.frombuffer(body, "<f4", frames * size).reshape(frames, size)
     reward = np.frombuffer(body, "<f4", frames, offset=action.nbytes)
     pictures = zlib.decompress(memoryview(body)[action.nbytes + reward.nbytes :])
-    difference = np.frombuffer(pictures, np.uint8).reshape(frames, 3, 64, 64)
-    obs = np.cumsum(difference, axis=0, dtype=np.uint8)  # modulo 256 undoes the differences
+    obs = np.frombuffer(bytearray(pictures), np.uint8).reshape(frames, 3, 64, 64)
+    for before, picture in itertools.pairwise(obs):
+        picture += before  # modulo 256 undoes the difference; row by row, many times faster than np.cumsum
     return Episode(obs, action.astype(np.float32), reward.astype(np.float32))
 
 

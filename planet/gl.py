@@ -53,6 +53,11 @@ def _decide() -> dict[str, str]:
         if rendering.BACKEND not in BACKENDS:
             asked = os.environ.get("MUJOCO_GL")
             raise MissingGL(f"dm_control was imported with MUJOCO_GL={asked!r}, which draws nothing")
+        if rendering.BACKEND == "glfw" and sys.platform == "linux" and not _has_display():
+            raise MissingGL(
+                "dm_control was imported before a back end was chosen and took GLFW, which needs a display; call "
+                "planet.gl.choose_backend() before the first import of dm_control, or set MUJOCO_GL=egl"
+            )
         return {"MUJOCO_GL": rendering.BACKEND}
     asked = os.environ.get("MUJOCO_GL", "").lower()
     if asked and asked not in BACKENDS:
@@ -95,9 +100,13 @@ def _osmesa() -> dict[str, str]:
 
 
 def _glfw() -> dict[str, str]:
-    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    if not _has_display():
         raise MissingGL("GLFW: there is no display (run it under xvfb-run -a, or leave MUJOCO_GL unset)")
     return {}
+
+
+def _has_display() -> bool:
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 _VARIABLES: dict[str, Callable[[], dict[str, str]]] = {"egl": _egl, "osmesa": _osmesa, "glfw": _glfw}

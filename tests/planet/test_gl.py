@@ -194,6 +194,12 @@ def test_a_dm_control_already_imported_decides(fresh: pytest.MonkeyPatch) -> Non
     with pytest.raises(MissingGL, match="which draws nothing"):
         choose_backend()
 
+    Rendering.BACKEND = "glfw"  # what dm_control takes where MUJOCO_GL is not set
+    with pytest.raises(MissingGL, match=r"call planet\.gl\.choose_backend\(\) before the first import of dm_control"):
+        choose_backend()
+    fresh.setenv("DISPLAY", ":0")
+    assert choose_backend() == "glfw"
+
 
 def test_load_library_finds_what_is_there_only() -> None:
     assert gl.load_library("c", "libc.so.6") is not None
