@@ -1,0 +1,260 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import dispatch, launch
+from benchmarks.executors.profile import Profile
+from planet.lease import Lease
+from planet.run_dir import RunDir
+
+SCRIPT = Path(launch.__file__)
+ONE = ["--tasks", "cartpole_swingup", "--seeds", "1", "--preset", "smoke"]
+
+
+def run(tmp_path, *words, **environment):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *words, "--runs", str(tmp_path / "runs")],
+        capture_output=True, text=True, timeout=300, check=False, env=env,
+    )  # fmt: skip
+
+
+def main(tmp_path, *words):
+    return launch.main([*words, "--runs", str(tmp_path / "runs")])
+
+
+class Recording:
+    submits = False
+
+    def __init__(self):
+        self.started = []
+
+    def describe(self, items, *, dry_run):
+        pass
+
+    def start(self, items, preset_folder, suite):
+        self.started.append([item.run.name for item in items])
+        return 0
+
+
+@pytest.fixture
+def recording(monkeypatch):
+    executor = Recording()
+    monkeypatch.setattr(dispatch, "choose", lambda options, dry_run: executor)
+    return executor
+
+
+def test_help_comes_fast_and_loads_nothing_heavy():
+    code = (
+        "import sys\nfrom benchmarks import launch\n"
+        "try:\n    launch.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'dm_control', 'numpy', 'submitit'} & set(sys.modules)))"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "--suite dmc6 --seeds 5 --preset smoke" in done.stdout
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--suite", "dmc7"], "no suite 'dmc7'.*perhaps dmc6"),
+        (["--tasks", "cheetah"], "no task 'cheetah'.*perhaps cheetah_run"),
+        (["--ablations", "stochastik"], "no ablation 'stochastik'; perhaps stochastic"),
+        (["--ablations", "/nowhere/x.toml"], "no ablation file /nowhere/x.toml"),
+        (["--preset", "papr"], "no preset 'papr'.*perhaps paper"),
+        (["--seeds", "x"], "--seeds must be a count"),
+        (["--set", "planner.elite=1"], "no config key 'planner.elite'"),
+        (["--set", "planner.elites=many"], "planner.elites must be an integer, got 'many'"),
+        (["--set", "planner.elites=2000"], r"planner.elites must be in 1..planner.candidates \(1000\), got 2000"),
+        (["--set", "batch.chunk=900"], "batch.chunk must be at most the"),
+        (["--set", "seed=3"], "'seed' cannot be set here"),
+        (["--set", "planner.elites"], "--set takes key=value, got 'planner.elites'"),
+        (["--cluster", "/nowhere.toml"], "no cluster profile /nowhere.toml"),
+        (["--cluster-set", "tim=3"], "no profile key 'tim'.*perhaps time"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_started(tmp_path, capsys, recording, words, message):
+    import re
+
+    assert main(tmp_path, *words) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and "Traceback" not in error
+    assert recording.started == [] and not (tmp_path / "runs").exists()
+
+
+def test_mistakes_of_all_kinds_come_together(tmp_path, capsys):
+    assert main(tmp_path, "--seeds", "x", "--tasks", "cheetah", "--preset", "papr") == 2
+    error = capsys.readouterr().err
+
+    assert all(word in error for word in ("'cheetah'", "'papr'", "--seeds"))
+
+
+def test_an_ablation_file_that_is_wrong_stops_everything(tmp_path, capsys, recording):
+    file = tmp_path / "idea.toml"
+    file.write_text('title = "t"\nquestion = "q"\n[overrides]\n"planner.elite" = 5\n')
+    assert main(tmp_path, "--ablations", "base", str(file)) == 2
+
+    assert "idea.toml: no config key 'planner.elite'" in capsys.readouterr().err
+    assert recording.started == []
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_starts(tmp_path, capsys, recording):
+    (tmp_path / "runs").write_text("a file in the way")
+    assert main(tmp_path, *ONE) == 2
+
+    assert "choose --runs" in capsys.readouterr().err
+    assert recording.started == []
+
+
+def test_without_a_suite_it_is_the_six_tasks_and_five_seeds(tmp_path, recording, capsys):
+    file = tmp_path / "idea.toml"
+    file.write_text('title = "t"\nquestion = "q"\n[overrides]\n"planner.horizon" = 3\n')
+    assert main(tmp_path, "--ablations", str(file), "--preset", "smoke") == 0
+
+    (started,) = recording.started
+    assert (
+        len(started) == 30 and started[0] == "idea/cartpole_swingup/seed_0" and started[-1] == "idea/walker_walk/seed_4"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["--suite", "fig8"], "fig8"),
+        ([], "dmc6"),
+        (["--suite", "fig8", "--tasks", "cheetah_run"], "fig8"),
+        (["--tasks", "cheetah_run"], "custom"),
+        (["--ablations", "stochastic"], "custom"),
+        (["--suite", "dmc6", "--set", "planner.horizon=3"], "custom"),
+    ],
+)
+def test_the_plan_file_has_the_suites_name_where_it_is_the_suite(tmp_path, recording, words, name):
+    main(tmp_path, *words, "--seeds", "1", "--preset", "smoke")
+
+    assert [path.name for path in (tmp_path / "runs/smoke/plans").iterdir()] == [f"{name}.json"]
+
+
+def test_run_directories_exist_with_their_questions_before_the_executor_starts(tmp_path, recording):
+    seen = []
+    recording.start = lambda items, folder, suite: seen.extend(RunDir.open(item.run.path).run() for item in items) or 0
+    main(tmp_path, "--suite", "fig4", "--tasks", "cheetah_run", "--seeds", "1", "--preset", "smoke")
+
+    assert [record["variant"] for record in seen] == ["base", "stochastic", "deterministic_official", "deterministic"]
+    assert all(record["question"].endswith("?") and record["suite"] == "fig4" for record in seen)
+
+
+def test_only_what_is_missing_is_started(tmp_path, recording, capsys):
+    words = ["--tasks", "cheetah_run", "--seeds", "5", "--preset", "smoke"]
+    main(tmp_path, *words)
+    runs = [RunDir(tmp_path / f"runs/smoke/base/cheetah_run/seed_{k}") for k in range(5)]
+    runs[0].write_status({"state": "done"})
+    runs[1].write_status({"state": "failed", "error": "ValueError: x"})
+    runs[2].write_status({"state": "stopped"})
+    capsys.readouterr()
+    with Lease.acquire(runs[3].path):
+        assert main(tmp_path, *words) == 1  # one failed, and was not asked to be retried
+        out = capsys.readouterr().out
+        assert main(tmp_path, *words, "--retry-failed") == 0
+
+    assert recording.started[1:] == [
+        ["base/cheetah_run/seed_2", "base/cheetah_run/seed_4"],
+        ["base/cheetah_run/seed_1", "base/cheetah_run/seed_2", "base/cheetah_run/seed_4"],
+    ]
+    for line in (
+        "done     finished",
+        "failed   ValueError: x",
+        "resume   stopped at",
+        "1 failed runs are left as they are",
+    ):
+        assert line in out
+
+
+def test_a_dry_run_writes_nothing(tmp_path, recording, capsys):
+    assert main(tmp_path, *ONE, "--dry-run") == 0
+
+    assert "dry run: nothing was started" in capsys.readouterr().out
+    assert recording.started == [] and not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_for_slurm_prints_the_script_where_there_is_none(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = ["--suite", "dmc6", "--executor", "slurm", "--max-parallel", "3", "--runs-per-gpu", "2", "--dry-run"]
+    assert main(tmp_path, *words, "--cluster-set", "partition=gpu", "time=2:00:00") == 0
+    out = capsys.readouterr().out
+
+    for line in (
+        "#SBATCH --array=0-14%3",
+        "#SBATCH --partition=gpu",
+        "#SBATCH --time=120",
+        "15 jobs, 2 runs each",
+        "GPU hours",
+    ):
+        assert line in out
+    assert "the script was not checked by one" in out
+
+
+def test_slurm_asked_for_where_there_is_none_is_an_error(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert main(tmp_path, *ONE, "--executor", "slurm") == 2
+    assert main(tmp_path, *ONE, "--cluster", str(SCRIPT.parents[1] / "slurm" / "gpu_cluster.toml")) == 2
+    assert "no Slurm controller answers here" in capsys.readouterr().err
+    assert isinstance(dispatch.choose(dispatch.Options(profile=Profile()), dry_run=False), dispatch.Local)
+
+
+def test_paper_size_without_a_gpu_names_its_cost_and_the_quick_preset(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    main(tmp_path, "--suite", "dmc6", "--executor", "local", "--dry-run")
+    out = capsys.readouterr().out
+
+    assert "days a run on one processor core" in out and "--preset quick" in out
+
+
+def test_a_machine_that_cannot_draw_is_told_before_any_run_starts(tmp_path):
+    done = run(tmp_path, *ONE, "--executor", "local", MUJOCO_GL="glfw", DISPLAY="", WAYLAND_DISPLAY="")
+
+    assert done.returncode == 1
+    assert "this machine cannot run it, nothing was started" in done.stderr and "GLFW" in done.stderr
+    assert not (tmp_path / "runs/smoke/base/cartpole_swingup/seed_0/status.json").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_to_done_and_typed_again_does_nothing(tmp_path):
+    words = ["--tasks", "cartpole_swingup", "cheetah_run", "--seeds", "1", "--preset", "smoke", "--executor", "local"]
+    first, second = run(tmp_path, *words), run(tmp_path, *words)
+
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "2 done" in first.stdout and first.stdout.count("begun") == 2
+    assert second.returncode == 0 and "2 done" in second.stdout and "begun" not in second.stdout
+
+
+@pytest.mark.slow
+def test_a_sweep_interrupted_goes_on_when_typed_again(tmp_path):
+    words = [sys.executable, str(SCRIPT), *ONE, "--set", "schedule.train_episodes=12", "--runs", str(tmp_path)]
+    launcher = subprocess.Popen([*words, "--executor", "local"], stdout=subprocess.PIPE, text=True)
+    (path,) = [tmp_path / "smoke/base+schedule.train_episodes=12/cartpole_swingup/seed_0"]
+    deadline = time.monotonic() + 120
+    while (json.loads((path / "status.json").read_text()) if (path / "status.json").exists() else {}).get(
+        "updates", 0
+    ) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    launcher.send_signal(signal.SIGINT)
+    output, _ = launcher.communicate(timeout=120)
+
+    assert launcher.returncode == 75 and "the same command goes on where they stopped" in output
+    assert json.loads((path / "status.json").read_text())["state"] == "stopped"
+    again = subprocess.run([*words, "--executor", "inline"], capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0 and "resumed at episode" in (path / "log.txt").read_text()
+    status = json.loads((path / "status.json").read_text())
+    assert (status["state"], status["episode"]) == ("done", 14)

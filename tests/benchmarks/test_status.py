@@ -1,0 +1,256 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import dispatch, plan, status
+from benchmarks.executors.queue import new_submission
+from benchmarks.suites import Cell
+from planet import provenance
+from planet.lease import this_process
+from planet.presets import resolve
+from planet.run_dir import RunDir, run_path
+
+FAKE = Path(__file__).parent / "fake_train.py"
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return tmp_path / "runs"
+
+
+def make(runs, seed, **fields):
+    run = RunDir.create(
+        run_path(runs, "smoke", "base", "cheetah_run", seed),
+        resolve("cheetah_run", preset="smoke", seed=seed),
+        preset="smoke",
+        variant="base",
+    )
+    if fields:
+        run.write_status(fields)
+    return run
+
+
+def abandon(run, **changes):
+    run.lease.mkdir()
+    (run.lease / "1.json").write_text(json.dumps(asdict(replace(this_process(), **{"process_start": 1, **changes}))))
+
+
+def rows(capsys, *words):
+    capsys.readouterr()
+    code = status.main([*map(str, words), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_every_state_is_told_apart(runs, capsys):
+    make(runs, 0, state="done", episode=9, episodes_total=9, last_eval=811.6)
+    make(runs, 1, state="failed", error="ValueError: NaN", traceback="Traceback ...")
+    make(runs, 2, state="stopped", episode=3, episodes_total=9)
+    abandon(make(runs, 3, state="running", episode=4, episodes_total=9))
+    working = make(runs, 4, state="running", episode=5, episodes_total=9, episodes_per_hour=30.0, eta_seconds=480.0)
+    abandon(working, process_start=this_process().process_start)
+    make(runs, 5)
+    code, found = rows(capsys, runs / "smoke")
+
+    assert [row["state"] for row in found] == ["done", "failed", "stopped", "died", "running", "new"]
+    assert [row["run"] for row in found] == [f"smoke/base/cheetah_run/seed_{k}" for k in range(6)]
+    assert found[1]["error"] == "ValueError: NaN" and "ended without a word" in found[3]["why"]
+    assert found[4]["episodes_per_hour"] == 30.0 and found[4]["eta_seconds"] == 480.0
+    assert code == 1  # something needs a hand
+
+
+def test_the_table_shows_progress_error_and_sum(runs, capsys):
+    make(runs, 0, state="done", episode=9, episodes_total=9, last_eval=811.6)
+    make(runs, 1, state="failed", error="ValueError: " + "x" * 200)
+    assert status.main([str(runs / "smoke")]) == 1
+    out = capsys.readouterr().out.splitlines()
+
+    assert out[0].split() == ["run", "state", "episode", "eval", "ep/h", "to", "go", "node", "re", "note"]
+    assert out[1].split() == ["smoke/base/cheetah_run/seed_0", "done", "9/9", "812"]
+    assert "ValueError: xxx" in out[2] and out[2].endswith("x…")
+    assert out[3] == "2 runs: 1 failed, 1 done"
+
+
+def test_runs_that_a_plan_expects_are_shown_before_they_exist(runs, capsys):
+    planned = plan.expand([Cell(task="cheetah_run", variant="base")], (0, 1), preset="smoke", runs=runs, suite="mine")
+    plan.write(planned)
+    make(runs, 0, state="done")
+    make(runs, 7, state="done")
+
+    assert [row["run"][-1] + row["state"] for row in rows(capsys, runs)[1]] == ["0done", "7done", "1new"]
+    assert [row["run"][-1] + row["state"] for row in rows(capsys, runs, "--suite", "mine")[1]] == ["0done", "1new"]
+    assert status.main([str(runs), "--suite", "other"]) == 2
+    assert "no plan of suite 'other'; it has mine" in capsys.readouterr().err
+
+
+def test_a_folder_without_runs_says_who_makes_them(tmp_path, capsys):
+    assert status.main([str(tmp_path / "none")]) == 2
+    assert status.main([str(tmp_path)]) == 2
+    assert "holds no runs; benchmarks/launch.py makes them" in capsys.readouterr().err
+
+
+def test_a_damaged_run_is_a_failed_row(runs, capsys):
+    make(runs, 0, state="done")
+    make(runs, 1).run_json.write_text("{")
+    _, found = rows(capsys, runs)
+
+    assert found[1]["state"] == "failed" and "is damaged" in found[1]["error"]
+
+
+def test_restarts_and_changed_code_are_shown(runs, capsys, monkeypatch):
+    run = make(runs, 0, state="stopped")
+    run.record_start(threads=1)
+    code = provenance.of_code()
+    monkeypatch.setattr(provenance, "of_code", lambda: {**code, "code_hash": "0" * 12})
+    run.record_start(threads=1)
+
+    assert rows(capsys, runs)[1][0]["restarts"] == 1
+    assert rows(capsys, runs)[1][0]["changed"] == ["code"]
+    status.main([str(runs)])
+    assert "changed at a restart: code" in capsys.readouterr().out
+
+
+def test_a_silent_run_is_marked(runs, capsys):
+    run = make(runs, 0, state="running", episode=1)
+    abandon(run, host="elsewhere", boot="other")
+    os.utime(run.lease / "1.json", (time.time() - 300, time.time() - 300))
+    status.main([str(runs)])
+
+    assert "silent for 5 min" in capsys.readouterr().out
+
+
+@pytest.fixture
+def squeue(tmp_path, monkeypatch):
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "squeue").write_text(f"#!/bin/sh\ncat {folder}/jobs\n")
+    (folder / "scancel").write_text(f'#!/bin/sh\necho "$@" >> {folder}/cancelled\n')
+    for name in ("squeue", "scancel"):
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def test_a_slurm_run_has_its_job_and_node(runs, capsys, squeue):
+    working, waiting = make(runs, 0, state="running", episode=1), make(runs, 1)
+    submission = new_submission(runs / "smoke", "dmc6", [[working.path], [waiting.path]])
+    replace(submission, jobs=("5_0", "5_1")).write()
+    abandon(working, host="n7", boot="other", slurm_job="5_0")
+    (squeue / "jobs").write_text("5_0|RUNNING|None|n7|x|0:05\n5_1|PENDING|Priority||x|0:00\n")
+    _, found = rows(capsys, runs)
+
+    assert [(row["state"], row["job"]) for row in found] == [("running", "5_0"), ("waiting", "5_1")]
+    (squeue / "jobs").write_text("5_1|PENDING|Priority||x|0:00\n")
+    assert [row["state"] for row in rows(capsys, runs)[1]] == ["died", "waiting"]
+
+
+def test_cancel_ends_slurm_jobs_and_names_what_goes_with_them(runs, capsys, squeue):
+    all_runs = [make(runs, seed) for seed in range(3)]
+    make(runs, 3, state="done")
+    submission = new_submission(runs / "smoke", "dmc6", [[all_runs[0].path, all_runs[1].path], [all_runs[2].path]])
+    replace(submission, jobs=("5_0", "5_1")).write()
+    (squeue / "jobs").write_text("5_0|PENDING|Priority||x|0:00\n5_1|RUNNING|None|n1|x|0:00\n")
+
+    assert status.main(["cancel", str(all_runs[0].path)]) == 0
+    assert (squeue / "cancelled").read_text() == "5_0\n"
+    assert "with it go base/cheetah_run/seed_1" in capsys.readouterr().out
+    assert status.main(["cancel", str(runs)]) == 0
+    assert (squeue / "cancelled").read_text() == "5_0\n5_0 5_1\n"
+
+
+def test_cancel_lets_a_local_run_save(runs, capsys):
+    run = make(runs, 0)
+    (run.path / "behave").write_text("slow")
+    worker = subprocess.Popen([sys.executable, str(FAKE), str(run.path)])
+    deadline = time.monotonic() + 30
+    while (run.status() or {}).get("episode") != 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+    assert status.main(["cancel", str(runs)]) == 0
+    assert worker.wait(timeout=20) == 75
+    assert "to save and stop" in capsys.readouterr().out
+    assert (run.status() or {})["state"] == "stopped"
+
+
+def test_cancel_says_what_it_cannot_reach(runs, capsys):
+    abandon(make(runs, 0, state="running"), host="elsewhere", boot="other")
+
+    assert status.main(["cancel", str(runs)]) == 1
+    assert "cannot reach smoke/base/cheetah_run/seed_0 from here" in capsys.readouterr().err
+
+
+def test_retry_starts_failed_and_died_runs_only(runs, capsys, monkeypatch):
+    make(runs, 0, state="done")
+    make(runs, 1, state="failed", error="x")
+    make(runs, 2, state="stopped")
+    abandon(make(runs, 3, state="running"))
+    make(runs, 4)
+    started = []
+
+    class Recording:
+        submits = False
+
+        def describe(self, items, *, dry_run):
+            pass
+
+        def start(self, items, preset_folder, suite):
+            started.extend(item.run.path.name for item in items)
+            return 0
+
+    monkeypatch.setattr(dispatch, "choose", lambda options, dry_run: Recording())
+
+    assert status.main(["retry", str(runs), "--executor", "local"]) == 0
+    assert started == ["seed_1", "seed_3"]
+
+
+def test_logs_hold_the_log_the_exception_and_the_jobs_words(runs, capsys, squeue):
+    run = make(runs, 0, state="failed", error="ValueError: NaN", traceback="Traceback\nValueError: NaN")
+    run.log.write_text("12:00 episode 1\n")
+    run.output.write_text(f"{run.path}: episode 1\nlibEGL warning\n")
+    submission = replace(new_submission(runs / "smoke", "dmc6", [[run.path]]), jobs=("5",))
+    submission.write()
+    submission.log("5").write_text("slurmstepd: oom\n")
+    (squeue / "jobs").write_text("")
+    run.record_start()
+    assert status.main(["logs", str(run.path)]) == 0
+    out = capsys.readouterr().out
+
+    assert "seed_0: failed, ValueError: NaN" in out
+    for words in ("12:00 episode 1", "libEGL warning", "Traceback\nValueError: NaN", "slurmstepd: oom"):
+        assert words in out
+    assert out.count("episode 1") == 1
+    assert status.main(["logs", str(runs)]) == 2
+
+
+def test_watching_ends_when_nothing_runs(runs, capsys):
+    make(runs, 0, state="done", episode=4, episodes_total=4)
+
+    assert status.main([str(runs), "--watch"]) == 0
+    assert "1 runs: 1 done" in capsys.readouterr().out
+
+
+def test_a_run_that_is_done_is_read_once(runs, monkeypatch):
+    run = make(runs, 0, state="done")
+    reader = status.Reader()
+    reader.rows([run.path])
+    run.status_json.unlink()
+
+    assert [row.state for row in reader.rows([run.path])] == ["done"]
+
+
+def test_status_survives_a_closed_pipe(runs):
+    make(runs, 0, state="done")
+    script = Path(status.__file__)
+    done = subprocess.run(
+        f"{sys.executable} {script} {runs} | true", shell=True, capture_output=True, text=True, check=False, timeout=60
+    )
+
+    assert "Traceback" not in done.stderr
+    assert signal.SIGPIPE  # the platform has pipes that close
