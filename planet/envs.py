@@ -70,6 +70,19 @@ class Env(Protocol):
         ...
 
 
+@runtime_checkable
+class PatientEnv(Protocol):
+    """What an environment adds that works elsewhere meanwhile: ask all of them first, then wait for each."""
+
+    def begin_reset(self, seed: int) -> None: ...
+
+    def end_reset(self) -> UInt8[np.ndarray, "3 64 64"]: ...
+
+    def begin_step(self, action: Float32[np.ndarray, " action"]) -> None: ...
+
+    def end_step(self) -> Step: ...
+
+
 def make_env(task: Task, config: EnvConfig) -> DMControlEnv:
     """Return the dm_control environment of a task.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from planet.envs import Env, Step
+from planet.envs import Env, PatientEnv, Step
 
 Act = Callable[[UInt8[np.ndarray, "env 3 64 64"]], Float32[np.ndarray, "env action"]]
 """The current pictures of all environments in, one action in [-1, 1] for each out."""
@@ -64,8 +64,8 @@ def run_episodes(
     obs = np.empty((count, steps + 1, 3, 64, 64), np.uint8)
     action = np.zeros((count, steps + 1, action_size), np.float32)
     reward = np.zeros((count, steps + 1), np.float32)
-    for n, (env, seed) in enumerate(zip(envs, seeds, strict=True)):
-        obs[n, 0] = env.reset(seed)
+    for n, picture in enumerate(_reset_all(envs, seeds)):
+        obs[n, 0] = picture
     for t in range(1, steps + 1):
         chosen = act(obs[:, t - 1])  # [N, A]
         if chosen.shape != (count, action_size):
@@ -83,8 +83,20 @@ def run_episodes(
     return [Episode(obs[n], action[n], reward[n]) for n in range(count)]
 
 
+def _reset_all(envs: Sequence[Env], seeds: Sequence[int]) -> list[UInt8[np.ndarray, "3 64 64"]]:
+    for env, seed in zip(envs, seeds, strict=True):
+        if isinstance(env, PatientEnv):
+            env.begin_reset(seed)
+    pairs = zip(envs, seeds, strict=True)
+    return [env.end_reset() if isinstance(env, PatientEnv) else env.reset(seed) for env, seed in pairs]
+
+
 def _step_all(envs: Sequence[Env], actions: Float32[np.ndarray, "env action"]) -> list[Step]:
-    return [env.step(action) for env, action in zip(envs, actions, strict=True)]
+    for env, action in zip(envs, actions, strict=True):
+        if isinstance(env, PatientEnv):
+            env.begin_step(action)
+    pairs = zip(envs, actions, strict=True)
+    return [env.end_step() if isinstance(env, PatientEnv) else env.step(action) for env, action in pairs]
 
 
 def random_policy(rng: np.random.Generator, action_size: int) -> Act:
