@@ -14,21 +14,21 @@ from planet.config import Config, override
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    # Learns one task in about an hour on two CPU cores.
+    # Learns one task in about an hour on two CPU cores. Many small batches see more per second of one core than few
+    # large ones: after equal time, 8 chunks of 16 predicted held-out pictures better than 16 of 16.
     "quick": {
         "model.conv_depth": 8,
         "model.deter": 100,
         "model.hidden": 100,
         "model.reward_units": 100,
-        "batch.size": 16,
+        "batch.size": 8,
         "batch.chunk": 16,
         "objective.overshooting_distance": 16,
         "planner.candidates": 200,
         "planner.elites": 20,
         "planner.iterations": 5,
         "schedule.train_episodes": 150,
-        "schedule.eval_points": 5,
-        "runtime.precision": "auto",
+        "schedule.eval_points": 4,
     },
     # Proves the path in seconds; cannot learn.
     "smoke": {
