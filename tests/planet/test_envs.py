@@ -54,7 +54,7 @@ def blind(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @ALL
-@pytest.mark.parametrize("frames", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("frames", [5, pytest.param(30, marks=pytest.mark.slow)])
 def test_pictures_equal_those_of_dm_control(task: Task, frames: int) -> None:
     env = make_env(task, EnvConfig())
     pictures, references = [env.reset(seed=1)], [env.physics.render(64, 64, camera_id=0)]
