@@ -1,0 +1,124 @@
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from planet import held_out, images, prediction, streams
+from planet.config import ModelConfig, ObjectiveConfig
+from planet.presets import resolve
+from planet.rollout import Episode
+from planet.run_dir import RunDir
+from planet.strips import GAP, difference, film_strip
+from planet.tasks import TASKS
+from planet.world_model import WorldModel
+
+CPU = torch.device("cpu")
+
+
+def test_a_probe_finds_a_linear_map():
+    rng = np.random.default_rng(0)
+    features = [rng.normal(size=(200, 5)) * [1, 10, 0.1, 1, 1] for _ in range(3)]
+    weights, constant = rng.normal(size=(5, 2)), np.array([3.0, -1.0])
+    states = [f @ weights + constant for f in features]
+
+    probe = prediction.fit_probe(features[:2], states[:2])
+
+    spread = np.concatenate(states).std(axis=0)
+    assert np.abs(prediction.apply_probe(probe, features[2]) - states[2]).max() < 0.02 * spread.min()
+
+
+def test_a_probe_of_noise_predicts_the_mean():
+    rng = np.random.default_rng(0)
+    features, states = [rng.normal(size=(5000, 3))], [rng.normal(size=(5000, 1)) + 7]
+
+    probe = prediction.fit_probe(features, states)
+
+    np.testing.assert_allclose(prediction.apply_probe(probe, rng.normal(size=(10, 3))), 7, atol=0.2)
+
+
+def test_a_film_strip_shows_the_named_frames_and_where_prediction_begins():
+    video = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 64, 64), np.uint8)
+
+    picture = film_strip([video, video], columns=[0, 3, 9], marks=3)
+
+    assert picture.shape == (2 * 64 + GAP, 3 * 64 + 2 * GAP, 3)
+    assert [int(picture[70, x, 0]) for x in (0, 64 + GAP, 2 * (64 + GAP))] == [0, 3, 9]
+    assert tuple(picture[0, 64]) == (213, 94, 0)
+
+
+def test_a_difference_is_grey_where_there_is_none():
+    truth = np.full((1, 3, 64, 64), 100, np.uint8)
+
+    assert (difference(truth, truth) == 128).all()
+    assert (difference(truth, truth + 50) == 153).all()
+    assert (difference(truth, truth - 100) == 78).all()
+
+
+@pytest.fixture(scope="module")
+def model() -> WorldModel:
+    config = ModelConfig(stoch=3, deter=8, hidden=8, conv_depth=2, reward_units=8)
+    return WorldModel(config, ObjectiveConfig(), 1, torch.Generator().manual_seed(0))
+
+
+def test_open_loop_states_follow_the_actions_and_ignore_later_frames(model):
+    rng = np.random.default_rng(0)
+    obs = rng.integers(256, size=(9, 3, 64, 64), dtype=np.uint8)
+    action = rng.uniform(-1, 1, (9, 1)).astype(np.float32)
+    episode = Episode(obs, action, np.zeros(9, np.float32))
+    other = Episode(np.concatenate([obs[:5], 255 - obs[5:]]), action, episode.reward)
+
+    def predict(e: Episode, actions: np.ndarray) -> torch.Tensor:
+        posterior = prediction.observe(model, e, generator=torch.Generator().manual_seed(1))
+        future = torch.from_numpy(actions[None, 5:])
+        return prediction.imagine(model, prediction.at(posterior, 4), future, torch.Generator().manual_seed(2)).stoch
+
+    assert torch.equal(predict(episode, action), predict(other, action))
+    assert not torch.equal(predict(episode, action), predict(episode, -action))
+
+
+@pytest.mark.slow
+def test_the_table_holds_the_errors_of_every_distance(model, tmp_path):
+    config = resolve("cartpole_swingup", preset="smoke", changes={"env.episode_env_steps": 480})
+    run = RunDir.create(tmp_path / "seed_0", config, preset="smoke", variant="base")
+
+    written = prediction.write_open_loop(run, config, model, device=CPU, count=2)
+
+    with (run.predictions / "open_loop.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(int(r["episode"]), int(r["distance"])) for r in rows] == [(k, d) for k in (0, 1) for d in range(1, 51)]
+    assert all(path.exists() for path in written)
+
+    # One row again, by hand: the first (and only) window of episode 0, at distance 2.
+    truth = held_out.episodes(TASKS["cartpole_swingup"], config.env, 2)[0].episode
+    generator = streams.torch_generator(config.seed, "predict", 1_000_000, 0)
+    posterior = prediction.observe(model, truth, generator=generator)
+    actions = torch.from_numpy(truth.action[None, 5:55])
+    noise = torch.randn(1, 50, model.transition.stoch_size, generator=generator)
+    state = prediction.at(posterior, 4)
+    for t in range(2):
+        state = model.transition.prior(state, actions[:, t], noise[:, t])
+    with torch.no_grad():
+        features = model.transition.features(state)
+        picture = images.to_uint8(model.decoder(features))[0].numpy()
+        reward = model.reward(features).item()
+    image_error = np.mean(((picture.astype(float) - truth.obs[6]) / 255) ** 2)
+    assert float(rows[1]["image_error"]) == pytest.approx(image_error, rel=1e-3)
+    assert float(rows[1]["reward_error"]) == pytest.approx(abs(reward - truth.reward[6]), rel=1e-3, abs=1e-5)
+
+    with (run.predictions / "probe.csv").open() as file:
+        probe = [r for r in csv.DictReader(file) if r["episode"] == "0" and r["distance"] == "2"]
+    rms = np.sqrt(np.mean([float(r["error"]) ** 2 for r in probe]))
+    assert float(rows[1]["state_error"]) == pytest.approx(rms, rel=1e-3)
+    assert len(probe) == 4  # cart and pole, position and velocity
+
+
+def test_held_out_episodes_are_the_same_every_time():
+    config = resolve("reacher_easy", preset="smoke").env
+    once = held_out.episodes(TASKS["reacher_easy"], config, 2)
+    again = held_out.episodes(TASKS["reacher_easy"], config, 2)
+
+    for a, b in zip(once, again, strict=True):
+        assert (a.episode.obs == b.episode.obs).all() and (a.state == b.state).all()
+        assert len(a.state_names) == a.state.shape[1]
+        assert len(a.state) == len(a.episode.obs)
