@@ -27,6 +27,12 @@ class Table:
     """Rows (by position) that are ours."""
     classes: dict[tuple[int, str], str] = field(default_factory=dict)
     """(row, column) -> CSS class of a cell, e.g. a verdict."""
+    html: dict[tuple[int, str], str] = field(default_factory=dict)
+    """(row, column) -> markup in place of the text, on the page only (small drawings)."""
+    folded: bool = False
+    """Long tables open on demand."""
+    stacked: bool = False
+    """On narrow screens every row becomes a card: for tables with sentences in them."""
 
     def markdown(self) -> str:
         """Return a GitHub table with the caption below."""
@@ -143,7 +149,15 @@ class Fold:
     blocks: list[Block]
 
 
-Block = Text | Table | Figure | Gallery | Matrix | Listing | Fold
+@dataclass(slots=True)
+class Tabs:
+    """Blocks of which one is seen at a time; the first on paper."""
+
+    name: str
+    tabs: list[tuple[str, Block]]
+
+
+Block = Text | Table | Figure | Gallery | Matrix | Listing | Fold | Tabs
 
 
 @dataclass(slots=True)

@@ -40,7 +40,7 @@ class Key:
     label: str
     colour: str
     kind: str = "line"
-    """line, dashed, dotted, band or marker"""
+    """line, thin, dashed, dotted, step, band, marker or diamond"""
 
 
 @dataclass(slots=True)
@@ -57,6 +57,8 @@ class Figure:
     columns: int = 3
     panel_size: tuple[float, float] = (3.3, 2.35)
     """Inches."""
+    left: float = 0.48
+    """Inches left of the axes, for their labels."""
     note: str = ""
     """A warning that must stand in the picture itself (the smoke preset cannot learn)."""
     commits: list[str] = field(default_factory=list)

@@ -41,6 +41,16 @@ class PaperFigure:
     curves: dict[str, str]
     """Our variant -> the paper's label. Two variants may stand for one curve."""
 
+    @property
+    def own(self) -> set[str]:
+        """Return the variants that no earlier figure shows."""
+        earlier: set[str] = set()
+        for name, figure in FIGURES.items():
+            if name == self.name:
+                break
+            earlier |= set(figure.curves)
+        return set(self.curves) - earlier
+
 
 FIGURES: dict[str, PaperFigure] = {
     figure.name: figure
@@ -119,6 +129,21 @@ def table1() -> pd.DataFrame:
 def planner_sweep() -> pd.DataFrame:
     """Return Figure 12: elite_fraction, horizon, iterations, proposals, return_approx (+-1.4)."""
     return pd.read_csv(REFERENCE / "fig12_planner_sweep_cheetah_true_sim.csv")
+
+
+COMPARED_WITH = {"stochastic_elu": "stochastic", "drnn_overshooting": "drnn"}
+"""Variants whose question is about another variant than base."""
+
+
+def paper_effect(variant: str, task: str) -> float | None:
+    """Return what the paper's curves say a variant changes in the end: the difference of their final levels."""
+    against = COMPARED_WITH.get(variant, "base")
+    for name, figure in FIGURES.items():
+        if variant in figure.own and variant != "base":
+            ours = final_level(name, figure.curves[variant], task)
+            other = final_level(name, figure.curves[against], task)
+            return None if ours is None or other is None else ours - other
+    return None
 
 
 def final_level(figure: str, label: str, task: str) -> float | None:

@@ -23,6 +23,7 @@ from analysis.figures import Figure, Key
 from analysis.inline_svg import inline
 
 PNG_DPI = 150
+PNG: dict[str, Any] = {"compress_level": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def _panel(figure: Figure, index: int) -> str:
     panel = figure.panels[index]
     width, height = figure.panel_size
     canvas = plt.figure(figsize=(width, height))
-    left, bottom = 0.48 / width, 0.44 / height
+    left, bottom = figure.left / width, 0.44 / height
     axes = canvas.add_axes((left, bottom, 1 - left - 0.1 / width, 1 - bottom - 0.12 / height))
     panel.draw(axes)
     file = io.StringIO()
@@ -68,8 +69,8 @@ def _combined(figure: Figure, folder: Path) -> None:
     total = (width * columns, (height + 0.3) * rows + foot)
     canvas = plt.figure(figsize=total, facecolor="white")
     grid = canvas.add_gridspec(
-        rows, columns, left=0.55 / total[0], right=1 - 0.15 / total[0], top=1 - 0.32 / total[1],
-        bottom=(foot + 0.5) / total[1], wspace=0.18, hspace=0.78 / height,
+        rows, columns, left=(figure.left + 0.07) / total[0], right=1 - 0.15 / total[0], top=1 - 0.32 / total[1],
+        bottom=(foot + 0.5) / total[1], wspace=(figure.left + 0.1) / (width - figure.left), hspace=0.78 / height,
     )  # fmt: skip
     for i, panel in enumerate(figure.panels):
         axes = canvas.add_subplot(grid[i // columns, i % columns])
@@ -82,7 +83,9 @@ def _combined(figure: Figure, folder: Path) -> None:
         )  # fmt: skip
     if figure.note:
         canvas.text(0.55 / total[0], 0.1 / total[1], figure.note, color="#b3261e", fontsize=8.5, weight="bold")
-    canvas.savefig(folder / f"{figure.name}.png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
+    canvas.savefig(
+        folder / f"{figure.name}.png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None}, pil_kwargs=PNG
+    )
     canvas.savefig(folder / f"{figure.name}.svg", facecolor="white", metadata={"Date": None})
     canvas.savefig(folder / f"{figure.name}.pdf", facecolor="white", metadata={"CreationDate": None})
     plt.close(canvas)
@@ -93,6 +96,10 @@ def _handle(key: Key) -> Line2D | Patch:
         return Patch(facecolor=key.colour, alpha=0.3, label=key.label)
     if key.kind == "marker":
         return Line2D([], [], color=key.colour, marker="o", linestyle="", markersize=4, label=key.label)
+    if key.kind == "diamond":
+        return Line2D(
+            [], [], markeredgecolor=key.colour, markerfacecolor="none", marker="D", linestyle="", label=key.label
+        )
     width = {"step": 5, "thin": 1}.get(key.kind, 1.8)
     dashes: Any = {"dashed": "--", "dotted": ":"}.get(key.kind, "-")
     alpha = 0.5 if key.kind == "step" else 1

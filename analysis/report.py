@@ -7,18 +7,37 @@ a suite is still running. Prints the path of the page. Exit code 2 where somethi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
+import functools
+import itertools
+import multiprocessing
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import pandas as pd
+
 from analysis import page, published
+from analysis.ablation_tables import ablation_section
 from analysis.content import Part, Section
 from analysis.curves import X_AXES
+from analysis.diagnostics import diagnostics_section
+from analysis.exchange import EXPORTS, overlay_section, read_overlay
 from analysis.gaps import gaps_section
-from analysis.runs import BadInput, Results, load
+from analysis.multitask import multitask_section
+from analysis.overall import overall_section
+from analysis.planner_sweep import belongs, sweep_section
+from analysis.predictions import predictions_section
+from analysis.provenance_table import provenance_section
+from analysis.runs import BadInput, Mapper, Results, load, walk
 from analysis.scores import curve_section, note_of, table1_section
 
+MANY = 60
+"""Runs from which a report is made by several processes."""
+MAX_PROCESSES = 4
 DESCRIPTION = "Write one self-contained page, with every figure and table as files beside it, from run directories."
 
 
@@ -28,11 +47,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("report"), help="where the report goes (default: report/)")
     parser.add_argument("--suite", help="only this suite's figure or variants, e.g. fig8")
     parser.add_argument("--x", choices=list(X_AXES), default="episode", help="x axis of the curves (default: episode)")
+    parser.add_argument(
+        "--overlay", action="append", default=[], metavar="[LABEL:]PATH",
+        help="draw other agents' scores: Dreamer's json(.gz), TD-MPC2's TASK.csv or a folder of them; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--export",
+        action="append",
+        default=[],
+        choices=list(EXPORTS),
+        help="also write our scores in this format; repeatable",
+    )
     arguments = parser.parse_args(argv)
     try:
         index, unusable = make_report(
-            arguments.runs or [Path("runs")], arguments.out, suite=arguments.suite, x=arguments.x
-        )
+            arguments.runs or [Path("runs")], arguments.out, suite=arguments.suite, x=arguments.x,
+            overlays=arguments.overlay, exports=arguments.export,
+        )  # fmt: skip
     except BadInput as error:
         print(f"report: {error}", file=sys.stderr)
         return 2
@@ -43,21 +74,52 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_report(
-    folders: Sequence[Path], out: Path, *, suite: str | None = None, x: str = "episode", now: float | None = None
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    suite: str | None = None,
+    x: str = "episode",
+    overlays: Sequence[str] = (),
+    exports: Sequence[str] = (),
+    now: float | None = None,
 ) -> tuple[Path, list[str]]:
     """Write the report and return the path of its page, and what had to be left out.
 
     Raises:
-        BadInput: there is nothing to report on, or the suite is not known.
+        BadInput: there is nothing to report on, the suite is not known, or an overlay cannot be read.
     """
-    results = load(folders, suite=suite, now=now)
-    if suite is not None:
-        _check_suite(suite, results)
-    unusable = [problem.text for problem in results.problems if problem.kind == "unusable"]
-    if not results.runs and not results.plans:
-        raise BadInput("no run can be used: " + "; ".join(unusable))
-    parts = [part_of(results.of(preset), suite=suite, x=x) for preset in results.presets]
-    return page.write(parts, results, out), unusable
+    others = [read_overlay(text) for text in overlays]
+    with spread(folders) as mapper:
+        results = load(folders, suite=suite, now=now, mapper=mapper)
+        if suite is not None:
+            _check_suite(suite, results)
+            results = _only(results, suite)
+        if not results.runs and not results.plans:
+            raise BadInput("no run can be used: " + "; ".join(_unusable(results)))
+        by_preset = [results.of(preset) for preset in results.presets]
+        parts = [part_of(own, suite=suite, x=x, overlays=others) for own in by_preset]
+        index = page.write(parts, results, out, mapper=mapper)
+    for name in exports:
+        folder = out / "export" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        EXPORTS[name](results, folder)
+    return index, list(dict.fromkeys(text for own in by_preset for text in _unusable(own)))
+
+
+def _unusable(results: Results) -> list[str]:
+    return [problem.text for problem in results.problems if problem.kind == "unusable"]
+
+
+@contextlib.contextmanager
+def spread(folders: Sequence[Path]) -> Iterator[Mapper]:
+    """Give a `map` over two processes where there is much to do, the plain one otherwise (processes cost seconds)."""
+    many = sum(1 for folder in folders for _ in itertools.islice(walk(folder), MANY)) >= MANY
+    if not many or (os.cpu_count() or 1) < 2:
+        yield map
+        return
+    workers = min(os.cpu_count() or 1, MAX_PROCESSES)
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield functools.partial(pool.map, chunksize=4)
 
 
 def _check_suite(suite: str, results: Results) -> None:
@@ -68,16 +130,47 @@ def _check_suite(suite: str, results: Results) -> None:
         raise BadInput(f"no suite {suite!r}: known here are {', '.join(known)}{hint}")
 
 
-def part_of(results: Results, *, suite: str | None, x: str) -> Part:
-    """Return the sections of one preset."""
-    sections: list[Section | None] = [gaps_section(results)]
-    figures = [f for f in published.FIGURES.values() if suite in (None, f.name, "table1", "dmc6")]
-    for figure in figures:
-        sections.append(curve_section(results, figure, x=x))
-        if figure.name == "fig4" and suite in (None, "table1", "dmc6"):
-            sections.append(table1_section(results))
-    preset = results.presets[0]
-    return Part(preset, [section for section in sections if section is not None], note_of(results))
+def _only(results: Results, suite: str) -> Results:
+    """Return the runs and problems of the variants a suite is about."""
+    if suite == "fig12":
+        runs = [run for run in results.runs if belongs(run)]
+    else:
+        variants = {
+            **{name: set(figure.curves) for name, figure in published.FIGURES.items()},
+            "fig6": {"base", "multitask"},
+            "table1": {"base", "true_simulator"},
+        }.get(suite) or {variant for plan in results.plans if plan.suite == suite for variant, _, _ in plan.runs}
+        runs = [run for run in results.runs if run.variant in variants]
+    names = {run.name for run in runs} | {run.variant for run in runs}
+    planned = {f"{v}/{t}/seed_{s}" for plan in results.plans for v, t, s in plan.runs}
+    problems = [p for p in results.problems if p.kind == "unusable" or p.where in names or p.where in planned]
+    return Results(results.folders, runs, results.plans, problems, results.now)
+
+
+def part_of(results: Results, *, suite: str | None, x: str, overlays: Sequence[pd.DataFrame] = ()) -> Part:
+    """Return the sections of one preset; with a suite, those it is about."""
+
+    def wanted(*names: str) -> bool:
+        return suite is None or suite in names
+
+    figures = published.FIGURES
+    general = suite not in (*figures, "fig6", "fig10", "fig11", "fig12", "table1")
+    sections: list[Section | None] = []
+    sections.append(curve_section(results, figures["fig4"], x=x) if general or wanted("fig4", "table1") else None)
+    sections.append(table1_section(results) if general or wanted("table1") else None)
+    sections.append(curve_section(results, figures["fig5"], x=x) if general or wanted("fig5") else None)
+    sections.append(multitask_section(results) if general or wanted("fig6", "fig7") else None)
+    for name in ("fig7", "fig8", "fig9"):
+        sections.append(curve_section(results, figures[name], x=x) if general or wanted(name) else None)
+    sections.append(overlay_section(results, overlays))
+    if general or wanted(*figures, "fig6"):
+        sections += [ablation_section(results), overall_section(results)]
+    sections.append(sweep_section(results) if general or wanted("fig12") else None)
+    sections.append(predictions_section(results) if general or wanted("fig10", "fig11") else None)
+    sections += [diagnostics_section(results), provenance_section(results)]
+    # What is missing is read first and written last: reading predictions may find more that is wrong.
+    sections.insert(0, gaps_section(results))
+    return Part(results.presets[0], [section for section in sections if section is not None], note_of(results))
 
 
 if __name__ == "__main__":

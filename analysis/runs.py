@@ -14,24 +14,32 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 FORMAT = 1
 STALE_SECONDS = 600
 """A run that says `running` and has not been heard of for this long is called stale (the lease's own limit)."""
 
-EPISODE_NUMBERS = ("episode", "env_steps", "agent_steps", "updates", "return", "length", "wall_seconds")
+EPISODE_COLUMNS = {
+    name: None for name in ("task", "kind", "episode", "env_steps", "updates", "return", "env_seed", "wall_seconds")
+}.keys()
+"""What of an episode's row is used here."""
 IDENTITY = ("preset", "variant", "task", "seed")
 TASKS = ("cartpole_swingup", "reacher_easy", "cheetah_run", "finger_spin", "cup_catch", "walker_walk")
 """The paper's six tasks in the order of its figures; tasks of other names follow them alphabetically."""
+
+Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+"""`map`, or one that spreads the work over processes."""
 
 Kind = Literal[
     "unusable", "duplicate", "missing", "failed", "stale", "short", "split", "code", "torn", "stopped", "running"
@@ -182,7 +190,7 @@ class Run:
     def eval_at(self) -> tuple[int, ...]:
         """Return the counts of collected episodes at which this run evaluates (design section 6)."""
         if self.dynamics == "simulator":
-            return (self.episodes_total,) if not len(self.evals()) else tuple(sorted(set(self.evals()["episode"])))
+            return (0,)
         schedule = self.config["schedule"]
         first, total, points = schedule["seed_episodes"], schedule["train_episodes"], schedule["eval_points"]
         middles = {first + math.floor((k + 0.5) * total / points + 0.5) for k in range(points)}
@@ -194,8 +202,18 @@ class Run:
     @property
     def tasks(self) -> tuple[str, ...]:
         """Return the tasks its rows are about (several for the multi-task agent)."""
-        found = self.episodes["task"].unique().tolist()
+        found = [str(name) for name in self.episodes["task"].unique()]
         return tuple(sort_tasks(found)) if found else (self.task,)
+
+    def resumed_at(self) -> list[int]:
+        """Return the episode counts at which later starts went on, as the run's log says."""
+        if len(self.starts) < 2:
+            return []
+        try:
+            log = (self.path / "log.txt").read_text(errors="replace")
+        except OSError:
+            return []
+        return [int(episode) for episode in re.findall(r"resumed at episode (\d+)", log)]
 
     def state(self, now: float) -> str:
         """Return done, failed, stopped, running, stale or new; `stale` is judged by the heartbeat."""
@@ -224,6 +242,7 @@ class Results:
     plans: list[Plan] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     now: float = 0.0
+    _frames: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)
 
     @property
     def presets(self) -> list[str]:
@@ -265,6 +284,11 @@ class Results:
 
     def frame(self, kind: str = "eval") -> pd.DataFrame:
         """Return one row per episode of a kind, with the identity of its run; the tidy frame all else starts from."""
+        if kind not in self._frames:
+            self._frames[kind] = self._frame(kind)
+        return self._frames[kind]
+
+    def _frame(self, kind: str) -> pd.DataFrame:
         frames = [
             run.episodes.loc[run.episodes["kind"] == kind].assign(
                 preset=run.preset, variant=run.variant, series=run.series, run_task=run.task, seed=run.seed,
@@ -274,17 +298,8 @@ class Results:
         ]  # fmt: skip
         frames = [frame for frame in frames if len(frame)]
         if not frames:
-            columns = [
-                *IDENTITY,
-                "series",
-                "run_task",
-                "dynamics",
-                "max_return",
-                "last_point",
-                "kind",
-                *EPISODE_NUMBERS,
-                "hours",
-            ]
+            added = ("preset", "variant", "series", "run_task", "seed", "dynamics", "max_return", "last_point", "hours")
+            columns = [*EPISODE_COLUMNS, *added]
             return pd.DataFrame({name: pd.Series(dtype=object) for name in columns})
         whole = pd.concat(frames, ignore_index=True)
         whole["hours"] = whole["wall_seconds"] / 3600
@@ -297,50 +312,45 @@ def sort_tasks(names: Iterable[str]) -> list[str]:
     return sorted(set(names), key=lambda name: (order.get(name, len(order)), name))
 
 
-def load(folders: Sequence[Path], *, suite: str | None = None, now: float | None = None) -> Results:
+def load(
+    folders: Sequence[Path], *, suite: str | None = None, now: float | None = None, mapper: Mapper = map
+) -> Results:
     """Read every run directory below the folders.
 
     A run that cannot be used (another format, NaN returns, unreadable files) becomes a `Problem` of kind `unusable`.
 
+    Args:
+        suite: only this suite's plan says what is expected. mapper: `map`, or a process pool's.
+
     Raises:
-        BadInput: a folder that is not there, that holds no run directory, or a suite without any plan file.
+        BadInput: a folder that is not there, or that holds neither a run directory nor a plan.
     """
     results = Results(folders=list(folders), now=time.time() if now is None else now)
-    found: dict[tuple[str, str, str, int], Run] = {}
+    paths: list[Path] = []
     for folder in folders:
         if not folder.is_dir():
             what = "is a file" if folder.exists() else "does not exist"
             raise BadInput(
                 f"{folder} {what}; name a folder of runs, such as runs/smoke (python benchmarks/launch.py makes them)"
             )
-        count = 0
-        for kind, path in _walk(folder):
-            if kind == "plan":
-                results.plans += _read_plan(path, results.problems)
-                continue
-            count += 1
-            try:
-                run = read_run(path)
-            except BadInput as error:
-                results.problems.append(Problem("unusable", str(path), str(error)))
-                continue
-            earlier = found.get(run.key)
-            if earlier is not None and earlier.path.resolve() != run.path.resolve():
-                text = f"{run.path} is the same run (preset, variant, task, seed) as {earlier.path}: only that is used"
-                results.problems.append(Problem("duplicate", run.name, text, run.preset))
-                continue
-            found.setdefault(run.key, run)
-        if not count and not results.plans:
+        found = list(walk(folder))
+        if not found:
             raise BadInput(
                 f"{folder} holds no run directory (looked for run.json in all its subfolders); name a folder such as "
                 "runs/smoke, or make runs with python benchmarks/launch.py --suite dmc6 --preset smoke"
             )
-    if suite is not None:
-        known = sorted({plan.suite for plan in results.plans})
-        results.plans = [plan for plan in results.plans if plan.suite == suite] if suite in known else results.plans
-    results.runs = sorted(
-        found.values(), key=lambda r: (r.preset, r.variant != "base", r.variant, *_task_key(r.task), r.seed)
-    )
+        paths += [path for kind, path in found if kind == "run"]
+        results.plans += [plan for kind, path in found if kind == "plan" for plan in _read_plan(path, results.problems)]
+    if suite is not None and any(plan.suite == suite for plan in results.plans):
+        results.plans = [plan for plan in results.plans if plan.suite == suite]
+    runs: dict[tuple[str, str, str, int], Run] = {}
+    for path, read in zip(paths, mapper(_read_or_why, paths), strict=True):
+        if isinstance(read, str):
+            results.problems.append(Problem("unusable", str(path), read))
+        elif (first := runs.setdefault(read.key, read)).path.resolve() != path.resolve():
+            text = f"{path} is the same run (preset, variant, task, seed) as {first.path}: only that is used"
+            results.problems.append(Problem("duplicate", read.name, text, read.preset))
+    results.runs = sorted(runs.values(), key=_run_order)
     _name_series(results)
     _find_problems(results)
     order = list(PROBLEMS)
@@ -348,11 +358,22 @@ def load(folders: Sequence[Path], *, suite: str | None = None, now: float | None
     return results
 
 
+def _read_or_why(path: Path) -> Run | str:
+    try:
+        return read_run(path)
+    except BadInput as error:
+        return str(error)
+
+
+def _run_order(run: Run) -> tuple[object, ...]:
+    return (run.preset, run.variant != "base", run.variant, *_task_key(run.task), run.seed)
+
+
 def _task_key(task: str) -> tuple[int, str]:
     return (TASKS.index(task) if task in TASKS else len(TASKS), task)
 
 
-def _walk(folder: Path) -> Iterator[tuple[Literal["run", "plan"], Path]]:
+def walk(folder: Path) -> Iterator[tuple[Literal["run", "plan"], Path]]:
     """Yield run directories and plan files; never descends into a run directory (episodes, checkpoints, videos)."""
     for top, folders, files in os.walk(folder):
         if "run.json" in files:
@@ -408,9 +429,9 @@ def read_run(path: Path) -> Run:
     status = _read_json(status_file) if status_file.exists() else {}
     episode_rows, torn_episodes = read_jsonl(path / "episodes.jsonl")
     metric_rows, torn_metrics = read_jsonl(path / "metrics.jsonl")
-    episodes = _episode_frame(path / "episodes.jsonl", episode_rows, str(record["task"]))
+    episodes = _episode_frame(path / "episodes.jsonl", episode_rows)
     whole = len(episodes)
-    episodes = episodes.drop_duplicates(["task", "kind", "episode", "env_seed"]) if "env_seed" in episodes else episodes
+    episodes = episodes.drop_duplicates(["task", "kind", "episode", "env_seed"], ignore_index=True)
     return Run(
         path=path,
         preset=str(record["preset"]),
@@ -463,26 +484,29 @@ def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
     return good, len(lines) - len(good)
 
 
-def _episode_frame(path: Path, rows: list[dict[str, Any]], task: str) -> pd.DataFrame:
-    columns = ["task", "kind", *EPISODE_NUMBERS]
+def _episode_frame(path: Path, rows: list[dict[str, Any]]) -> pd.DataFrame:
     if not rows:
-        return pd.DataFrame({name: pd.Series(dtype=object) for name in columns})
-    for number, row in enumerate(rows, 1):
-        value = row.get("return")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise BadInput(
-                f"{path} row {number} has return {value!r}, which is no finite number; a run stops at the first such "
-                "value, so the file was changed or is damaged: remove the run or run it again"
-            )
-        lacking = [name for name in ("kind", *EPISODE_NUMBERS) if name not in row]
-        if lacking:
-            raise BadInput(
-                f"{path} row {number} lacks {', '.join(lacking)}; it is not an episode row of format {FORMAT}"
-            )
-    frame = pd.DataFrame(rows)
-    if "task" not in frame:
-        frame["task"] = task
-    return frame
+        return pd.DataFrame({name: pd.Series(dtype=object) for name in EPISODE_COLUMNS})
+    try:
+        frame = pd.DataFrame({name: [row[name] for row in rows] for name in EPISODE_COLUMNS})
+    except KeyError:
+        number, lacking = next(
+            (i, EPISODE_COLUMNS - row.keys()) for i, row in enumerate(rows, 1) if EPISODE_COLUMNS - row.keys()
+        )
+        text = f"{path} row {number} lacks {', '.join(sorted(lacking))}; it is not an episode row of format {FORMAT}"
+        raise BadInput(text) from None
+    returns = frame["return"]
+    if returns.dtype.kind in "if" and np.isfinite(returns).all():
+        return frame
+    number, value = next((i, v) for i, v in enumerate(returns, 1) if not _is_finite(v))
+    raise BadInput(
+        f"{path} row {number} has return {value!r}, which is no finite number; a run stops at the first such value, so "
+        "the file was changed or is damaged: remove the run or run it again"
+    )
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 # ------------------------------------------------------------------------------- what may be pooled, what is wrong
@@ -532,12 +556,9 @@ def _find_problems(results: Results) -> None:
 def _problems_of(run: Run, now: float) -> Iterator[Problem]:
     state, status = run.state(now), run.status
     progress = f"{int(status.get('episode') or 0)} of {run.episodes_total} episodes"
-    evals = run.evals()
     points = run.eval_at()
-    full = [
-        p for p in points
-        if all((evals.loc[evals["task"] == t, "episode"] == p).sum() >= run.eval_episodes for t in run.tasks)
-    ]  # fmt: skip
+    counts = Counter(zip(run.evals()["task"], run.evals()["episode"], strict=True))
+    full = [p for p in points if all(counts[task, p] >= run.eval_episodes for task in run.tasks)]
     if state == "failed":
         reason = status.get("error") or "no reason given"
         yield Problem("failed", run.name, f"after {progress}: {reason}", run.preset)

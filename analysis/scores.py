@@ -7,15 +7,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
 from analysis import published
-from analysis.content import Block, Section, Table, Text
-from analysis.curves import against_paper, final_scores, learning_curves, verdict_counts
-from analysis.figures import learning_curve_figure
+from analysis.content import Block, Section, Table, Tabs, Text
+from analysis.curves import X_AXES, against_paper, final_scores, learning_curves, verdict_counts
+from analysis.figures import Figure, learning_curve_figure
 from analysis.questions import series_label, task_label
 from analysis.runs import TASKS, Results, sort_tasks
 
@@ -25,7 +25,10 @@ BAND = (
     "Filled point: all seeds of this curve are in it; hollow: fewer."
 )
 STEPS = "Grey steps: the paper's median and 5–95 % band over the 52.6-episode bins it was averaged in."
-VERDICTS = {"inside": "inside", "above": "above", "below": "below"}
+READ_STEPS = f"{BAND} {STEPS}"
+READ_HOURS = (
+    f"{BAND} A point stands at the median time of its seeds. The paper has no curve over time, only its levels."
+)
 
 
 def planned_episodes(results: Results, variants: Sequence[str]) -> int:
@@ -42,49 +45,71 @@ def note_of(results: Results) -> str:
 
 
 def curve_section(results: Results, figure: published.PaperFigure, *, x: str = "episode") -> Section | None:
-    """Return a figure of the paper with our runs in front, or None where we have none of its curves."""
+    """Return a figure of the paper with our runs in front, or None where we have nothing it is about.
+
+    Figure 4 holds PlaNet itself, always; the others compare it with variants.
+    """
     evals = results.frame("eval")
     evals = evals[evals["variant"].isin(list(figure.curves)) & (evals["dynamics"] == "latent")]
-    if figure.name != "fig4" and not set(evals["variant"]) - {"base"}:
+    if figure.name != "fig4" and not set(evals["variant"]) & figure.own:
         return None
-    return _curves(results, figure, evals, x)
-
-
-def _curves(results: Results, figure: published.PaperFigure, evals: pd.DataFrame, x: str) -> Section:
     curves = against_paper(learning_curves(evals), figure)
-    tasks = sort_tasks(set(TASKS) | set(evals["task"]))
-    several = curves["variant"].nunique() > 1
-    planned = planned_episodes(results, list(figure.curves))
     comparable = bool(np.all(evals["max_return"] == published.MAX_RETURN))
     if not comparable:
         curves["verdict"] = ""
     build = functools.partial(
-        learning_curve_figure, figure=figure, tasks=tasks, x=x, planned=planned, note=note_of(results)
+        learning_curve_figure,
+        figure=figure,
+        tasks=sort_tasks(set(TASKS) | set(evals["task"])),
+        planned=planned_episodes(results, list(figure.curves)),
+        note=note_of(results),
     )
     blocks: list[Block] = []
+    several = curves["variant"].nunique() > 1
     if several:
         caption = f"{BAND} Thin steps: the paper's medians of the same designs, in the same colours."
-        blocks.append(build(figure.name, f"{figure.number}. {figure.title}", caption, ours=curves, paper_band=False))
-    for series in dict.fromkeys(curves["series"]):
+        drawing = build(figure.name, f"{figure.number}. {figure.title}", caption, ours=curves, x=x, paper_band=False)
+        blocks.append(with_commits(drawing, results, curves["series"]))
+    for series, variant in dict.fromkeys(zip(curves["series"], curves["variant"], strict=True)):
+        if variant not in figure.own:
+            continue  # the paper draws the same curve in an earlier figure, and so do we
         own = curves[curves["series"] == series]
         name = f"{figure.name}-{slug(series)}" if several else figure.name
-        blocks.append(
-            build(name, f"{figure.number}. {series_label(series)} and the paper", f"{BAND} {STEPS}", ours=own)
-        )
+        title = f"{series_label(series)} and the paper"
+        drawing = with_commits(build(name, title, READ_STEPS, ours=own, x=x), results, [series])
+        blocks.append(_every_axis(drawing, build, own, x) if series == "base" else drawing)
     if curves.empty:
-        blocks.append(
-            build(figure.name, f"{figure.number}. {figure.title}", f"No evaluation yet. {STEPS}", ours=curves)
-        )
+        caption = f"No evaluation yet. {READ_STEPS}"
+        blocks.append(build(figure.name, f"{figure.number}. {figure.title}", caption, ours=curves, x=x))
     if comparable and (curves["verdict"] != "").any():
         blocks.append(verdict_table(curves, figure, results))
     elif not comparable:
-        blocks.append(
-            Text(
-                "No verdict: these episodes are shorter than the paper's, so their returns are on another scale.",
-                "warning",
-            )
-        )
+        text = "No verdict: these episodes are shorter than the paper's, so their returns are on another scale."
+        blocks.append(Text(text, "warning"))
     return Section(figure.name, f"{figure.number}: {figure.title.lower()}", blocks)
+
+
+def _every_axis(drawing: Figure, build: Callable[..., Figure], own: pd.DataFrame, x: str) -> Tabs:
+    tabs: list[tuple[str, Block]] = [(X_AXES[x], drawing)]
+    for other, label in X_AXES.items():
+        if other != x:
+            caption = READ_STEPS if other != "hours" else READ_HOURS
+            same = build(f"{drawing.name}-by-{other.replace('_', '-')}", drawing.title, caption, ours=own, x=other)
+            same.commits = drawing.commits
+            tabs.append((label, same))
+    return Tabs(f"{drawing.name}-axis", tabs)
+
+
+def with_commits(figure: Figure, results: Results, series: Iterable[str]) -> Figure:
+    """Return the figure with the commits of the runs it was drawn from."""
+    wanted = set(series)
+    found = {
+        f"{commit[:7] or 'no commit'}{' + changes' if dirty else ''}"
+        for run in results.runs if run.series in wanted
+        for commit, dirty in run.commits
+    }  # fmt: skip
+    figure.commits = sorted(found)
+    return figure
 
 
 def slug(text: str) -> str:
@@ -105,6 +130,7 @@ def verdict_table(curves: pd.DataFrame, figure: published.PaperFigure, results: 
         {
             "agent": [series_label(s) for s in counts["series"]],
             "task": [task_label(t) for t in counts["task"]],
+            "point by point": "",
             "inside": [f"{a}/{n}" for a, n in zip(counts["inside"], points, strict=True)],
             "above": counts["above"].map(str),
             "below": counts["below"].map(str),
@@ -121,14 +147,32 @@ def verdict_table(curves: pd.DataFrame, figure: published.PaperFigure, results: 
     caption = (
         "Each of our evaluation points is compared with the paper's bin that contains it: is our median inside the "
         "paper's 5–95 % band? <em>inside</em>, <em>above</em>, <em>below</em> count points; paper: median [5 %, 95 %] "
-        "of the bin of our last point. Above is not a failure; it is said because it is a difference."
+        "of the bin of our last point. Point by point, from the first evaluation to the last: a mark on the line is "
+        "inside the band, one over it above, one under it below. Above is not a failure; it is said because it is a "
+        "difference."
     )
     classes = {(i, "verdict"): f"verdict {verdict}" for i, verdict in enumerate(counts["verdict"])}
+    strips = {
+        (i, "point by point"): _strip(curves[(curves["series"] == row["series"]) & (curves["task"] == row["task"])])
+        for i, row in enumerate(counts.to_dict("records"))
+    }
     data = counts.assign(seeds_expected=expected)
     return Table(
         f"{figure.name}-verdict", f"{figure.number}: ours against the paper's band", caption, data, shown,
-        ("agent", "task", "last point at", "verdict"), classes=classes,
+        ("agent", "task", "point by point", "last point at", "verdict"), classes=classes, html=strips,
     )  # fmt: skip
+
+
+def _strip(points: pd.DataFrame) -> str:
+    """Return one mark per evaluation point, by episode: up for above, a dot for inside, down for below."""
+    marks = []
+    for row in points[points["verdict"] != ""].sort_values("episode").to_dict("records"):
+        told = (
+            f"{row['episode']} episodes: {row['median']:.0f}, {row['verdict']} {row['paper_p5']:.0f} to "
+            f"{row['paper_p95']:.0f} (n = {row['seeds']} seeds, {row['episodes']} episodes)"
+        )
+        marks.append(f'<i class="{row["verdict"]}" title="{told}"></i>')
+    return f'<span class="strip">{"".join(marks)}</span>'
 
 
 # ------------------------------------------------------------------------------------------------------ Table 1

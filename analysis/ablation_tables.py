@@ -1,0 +1,331 @@
+"""What each variant changes: paired differences per seed, beside what the paper says, with a verdict.
+
+A variant's run is compared with the run of the same task and seed it should differ from by its own keys alone (base, or
+the variant its question is about); pairs that differ in anything else are not compared, and that is said.
+"""
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportIndexIssue=false
+# (pandas' own annotations lose the type of every selection)
+
+from __future__ import annotations
+
+import functools
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis import aggregate, published, style
+from analysis.aggregate import Interval
+from analysis.content import Block, Listing, Section, Table
+from analysis.figures import Figure, Key, Panel
+from analysis.questions import questions, series_label, split, task_label
+from analysis.runs import Results, Run, sort_tasks
+from analysis.scores import note_of, with_commits
+
+MARGIN = 50.0
+"""Returns closer than this (5 % of what an episode can earn) are called the same."""
+WIDE = 100.0
+"""An interval that holds 0 and reaches further than this could hide an effect: not enough runs to say."""
+MIN_PAIRS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """A variant against its partner on one task, in units of return."""
+
+    series: str
+    variant: str
+    against: str
+    task: str
+    episode: int
+    """Collected episodes at the evaluation that is compared."""
+    final: bool
+    """Whether that is the end of training."""
+    differences: tuple[float, ...]
+    """One per pair: variant minus partner, each the mean over its evaluation episodes."""
+    seeds: tuple[int, ...]
+    expected: int
+    interval: Interval
+    paper: float | None
+
+    @property
+    def verdict(self) -> str:
+        return judge(self.interval, len(self.differences), self.paper)
+
+
+def direction(interval: Interval) -> str:
+    """Return better, worse, same or unclear."""
+    if not interval.known:
+        return "unclear"
+    if interval.low > 0:
+        return "better"
+    if interval.high < 0:
+        return "worse"
+    return "same" if max(-interval.low, interval.high) <= WIDE else "unclear"
+
+
+def judge(interval: Interval, pairs: int, paper: float | None) -> str:
+    """Return agrees, disagrees, not enough runs, or "" where the paper has no number."""
+    if paper is None:
+        return ""
+    ours = direction(interval)
+    if pairs < MIN_PAIRS or ours == "unclear":
+        return "not enough runs"
+    theirs = "same" if abs(paper) < MARGIN else "better" if paper > 0 else "worse"
+    if theirs == "same":
+        return "agrees" if ours == "same" or abs(interval.value) < MARGIN else "disagrees"
+    return "agrees" if ours == theirs else "disagrees"
+
+
+# ------------------------------------------------------------------------------------------------------- pairing
+
+
+def unlike(run: Run, partner: Run) -> list[str]:
+    """Return the settings in which two runs differ besides what the variant is meant to change."""
+    name, changes = split(run.variant)
+    partner_name, partner_changes = split(partner.variant)
+    meant = {*changes, *partner_changes, "objective.overshooting_distance"}  # presets shorten it to their chunks
+    for each in (name, partner_name):
+        known = questions().get(each)
+        meant |= set(known.overrides) if known else set()
+    if run.task != partner.task:
+        meant.add("env.action_repeat")  # the multi-task agent leaves it to each task
+    ours, theirs = run.settings(), partner.settings()
+    different = [key for key in ours if key not in meant and ours[key] != theirs.get(key)]
+    different += ["precision"] if run.precision != partner.precision else []
+    return different + (["pictures"] if run.picture != partner.picture else [])
+
+
+def effects(results: Results) -> tuple[list[Effect], list[tuple[str, str]]]:
+    """Return the effect of every variant on every task, and (run, why) for runs that have no equal partner."""
+    learned = [run for run in results.runs if run.dynamics == "latent"]
+    by_key = {(run.variant, run.task, run.seed): run for run in learned}
+    found: list[Effect] = []
+    apart: list[tuple[str, str]] = []
+    for series in dict.fromkeys(run.series for run in learned if run.variant != "base"):
+        runs = [run for run in learned if run.series == series]
+        variant = runs[0].variant
+        against = published.COMPARED_WITH.get(variant, "base")
+        pairs: dict[str, list[tuple[Run, Run]]] = {}
+        for run in runs:
+            for task in run.tasks:
+                partner = by_key.get((against, task, run.seed))
+                if partner is None:
+                    continue
+                if different := unlike(run, partner):
+                    apart.append((run.name, f"not compared with {partner.name}: {', '.join(different)} differ"))
+                    continue
+                pairs.setdefault(task, []).append((run, partner))
+        for task in sort_tasks(pairs):
+            effect = _effect(series, variant, against, task, pairs[task], results)
+            if effect is not None:
+                found.append(effect)
+    return found, apart
+
+
+def _means(run: Run, task: str) -> dict[int, float]:
+    evals = run.evals()
+    return evals[evals["task"] == task].groupby("episode")["return"].mean().to_dict()
+
+
+def _effect(
+    series: str, variant: str, against: str, task: str, pairs: Sequence[tuple[Run, Run]], results: Results
+) -> Effect | None:
+    curves = [(run.seed, _means(run, task), _means(partner, task)) for run, partner in pairs]
+    common = [(seed, {e: ours[e] - theirs[e] for e in ours.keys() & theirs.keys()}) for seed, ours, theirs in curves]
+    last = pairs[0][0].eval_at()[-1]
+    reached = {e: sum(e in curve for _, curve in common) for _, curve in common for e in curve}
+    if not reached:
+        return None
+    # The end if anyone has reached it; before that, the latest point that half of the pairs have.
+    episode = last if last in reached else max(e for e, n in reached.items() if n >= math.ceil(len(pairs) / 2))
+    at = [(seed, curve[episode]) for seed, curve in common if episode in curve]
+    differences = [difference for _, difference in at]
+    interval = aggregate.bootstrap([np.array(differences)], aggregate.mean, np.random.default_rng(0))
+    comparable = pairs[0][0].max_return == published.MAX_RETURN
+    return Effect(
+        series, variant, against, task, int(episode), episode == last, tuple(differences), tuple(s for s, _ in at),
+        max(results.seeds_expected(variant, task), len(at)), interval,
+        published.paper_effect(variant, task) if comparable else None,
+    )  # fmt: skip
+
+
+def over_tasks(own: Sequence[Effect]) -> tuple[Interval, float | None]:
+    """Return the mean effect over tasks with its stratified interval, and the paper's mean over the same tasks."""
+    interval = aggregate.bootstrap(
+        [np.array(effect.differences) for effect in own], aggregate.mean, np.random.default_rng(0)
+    )
+    theirs = [effect.paper for effect in own]
+    return interval, None if any(value is None for value in theirs) else float(np.mean(theirs))
+
+
+# ------------------------------------------------------------------------------------------------- what is shown
+
+
+def signed(value: float) -> str:
+    return f"{value:+.0f}".replace("-", "−")
+
+
+def with_interval(interval: Interval) -> str:
+    if not interval.known:
+        return f"{signed(interval.value)} (one pair)"
+    return f"{signed(interval.value)} [{signed(interval.low)}, {signed(interval.high)}]"
+
+
+READ = (
+    "Effect: mean over seeds of (variant − partner) in return, paired by seed, each run by the mean of its evaluation "
+    f"episodes; [95 % percentile bootstrap over pairs, stratified by task, {aggregate.RESAMPLES:,} resamples]. With "
+    "five pairs such an interval is somewhat too narrow. Paper: difference of the two curves' last five medians. "
+    f"Verdict: <em>agrees</em> if our interval and the paper's number point the same way (under {MARGIN:.0f} counts "
+    f"as no difference); <em>not enough runs</em> below {MIN_PAIRS} pairs per task, or if the interval holds 0 and "
+    f"reaches beyond ±{WIDE:.0f}. No correction for looking at many variants."
+)
+
+
+def ablation_section(results: Results) -> Section | None:
+    """Return questions, claims, effects and verdicts of all variants, or None where there is nothing to compare."""
+    found, apart = effects(results)
+    if not found and not apart:
+        return None
+    blocks: list[Block] = []
+    if found:
+        blocks += [claims_table(found), effect_figure(found, results), effect_table(found)]
+    if apart:
+        blocks.append(Listing(f"Not compared ({len(apart)})", "split", apart))
+    return Section("ablations", "Ablations: what each part is for", blocks)
+
+
+def claims_table(found: Sequence[Effect]) -> Table:
+    """Return one row per variant: question, the paper's claim, our effect over tasks, verdict."""
+    rows, data, classes, markup = [], [], {}, {}
+    for i, series in enumerate(dict.fromkeys(effect.series for effect in found)):
+        own = [effect for effect in found if effect.series == series]
+        question = questions().get(split(own[0].variant)[0])
+        interval, paper = over_tasks(own)
+        fewest = min(len(effect.differences) for effect in own)
+        verdict = judge(interval, fewest, paper)
+        when = "" if all(effect.final for effect in own) else " so far"
+        against = "" if own[0].against == "base" else f" (against {series_label(own[0].against)})"
+        counts = " ".join(f"{len(e.differences)}/{e.expected}" for e in own)
+        rows.append(
+            {
+                "variant": series_label(series) + against,
+                "question": question.question if question else "",
+                "the paper": (f"{question.figure}: {question.claim}" if question and question.claim else "no claim"),
+                "effect": with_interval(interval) + when,
+                "paper's": "–" if paper is None else signed(paper),
+                "tasks": str(len(own)),
+                "pairs": counts,
+                "verdict": verdict or "no number to compare",
+            }
+        )
+        classes[(i, "verdict")] = f"verdict {verdict.split()[0] if verdict else 'none'}"
+        markup[(i, "pairs")] = f'<span class="count">{html.escape(counts)}</span>'
+        data.append(
+            {
+                "series": series, "against": own[0].against, "tasks": len(own), "effect": interval.value,
+                "low": interval.low, "high": interval.high, "paper_effect": paper, "fewest_pairs": fewest,
+                "final": not when, "verdict": verdict,
+            }
+        )  # fmt: skip
+    for text in ("variant", "question", "the paper", "pairs"):
+        classes |= {(i, text): "wrap" for i in range(len(rows))}
+    return Table(
+        "ablations", "Questions and answers", READ, pd.DataFrame(data), pd.DataFrame(rows),
+        ("variant", "question", "the paper", "pairs", "verdict"), classes=classes, html=markup, stacked=True,
+    )  # fmt: skip
+
+
+def effect_table(found: Sequence[Effect]) -> Table:
+    """Return one row per variant and task."""
+    rows = [
+        {
+            "variant": series_label(e.series),
+            "task": task_label(e.task),
+            "at": f"{e.episode} episodes{'' if e.final else ' (so far)'}",
+            "effect": with_interval(e.interval),
+            "paper's": "–" if e.paper is None else signed(e.paper),
+            "pairs": f"{len(e.differences)}/{e.expected}",
+            "verdict": e.verdict or "no number to compare",
+        }
+        for e in found
+    ]
+    classes = {
+        (i, "verdict"): f"verdict {e.verdict.split()[0] if e.verdict else 'none'}" for i, e in enumerate(found)
+    } | {(i, "pairs"): "partial" for i, e in enumerate(found) if len(e.differences) < e.expected}
+    caption = "The same by task. Pairs: seeds with both runs at that evaluation, of those expected."
+    return Table(
+        "ablations-by-task", "Effects by task", caption, effect_frame(found), pd.DataFrame(rows),
+        ("variant", "task", "at", "verdict"), classes=classes,
+    )  # fmt: skip
+
+
+def effect_frame(found: Sequence[Effect]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "series": e.series, "variant": e.variant, "against": e.against, "task": e.task, "episode": e.episode,
+            "final": e.final, "effect": e.interval.value, "low": e.interval.low, "high": e.interval.high,
+            "paper_effect": e.paper, "pairs": len(e.differences), "pairs_expected": e.expected,
+            "seeds": " ".join(map(str, e.seeds)), "differences": " ".join(f"{d:.10g}" for d in e.differences),
+            "verdict": e.verdict,
+        }
+        for e in found
+    )  # fmt: skip
+
+
+def effect_figure(found: Sequence[Effect], results: Results) -> Figure:
+    """Return a forest plot: per task, a row per variant with our interval, the pairs and the paper's number."""
+    series = list(dict.fromkeys(effect.series for effect in found))
+    frame = effect_frame(found)
+    reach = max(
+        [abs(v) for v in frame[["effect", "low", "high", "paper_effect"]].to_numpy(float).ravel() if np.isfinite(v)],
+        default=1.0,
+    )
+    panels = []
+    for task in sort_tasks(frame["task"]):
+        own = {e.series: e for e in found if e.task == task}
+        said = "; ".join(f"{series_label(s)} {with_interval(e.interval)}" for s, e in own.items())
+        draw = functools.partial(effect_panel, effects=own, series=series, reach=reach * 1.08)
+        panels.append(Panel(task_label(task), draw, f"Effects on {task_label(task)}: {said}"))
+    caption = (
+        "Right of the line the variant is better than its partner, left of it worse. Thick: our effect with its 95 % "
+        "interval; small points: single pairs of runs; hollow diamond: the paper's effect."
+    )
+    keys = [Key("our effect, 95 % interval", style.INK), Key("the paper's effect", style.PAPER, "diamond")]
+    figure = Figure(
+        "ablation-effects", "Effects of all variants", caption, panels, frame, keys, 2 if len(series) > 4 else 3,
+        panel_size=(4.6 if len(series) > 4 else 3.6, 0.75 + 0.27 * len(series)), note=note_of(results), left=1.75,
+    )  # fmt: skip
+    return with_commits(figure, results, [*series, "base"])
+
+
+def effect_panel(axes: Axes, *, effects: dict[str, Effect], series: Sequence[str], reach: float) -> None:
+    axes.axvline(0, color=style.MUTED, linewidth=0.9)
+    for place, name in enumerate(series):
+        effect = effects.get(name)
+        if effect is None:
+            continue
+        colour, y = style.colour(effect.variant), len(series) - 1 - place
+        if effect.interval.known:
+            axes.plot([effect.interval.low, effect.interval.high], [y, y], color=colour, linewidth=2.6, zorder=2)
+        axes.plot(
+            list(effect.differences), [y] * len(effect.differences), "o", color=colour, markersize=2.4, alpha=0.55
+        )
+        axes.plot([effect.interval.value], [y], "o", color=colour, markersize=5.5, zorder=3)
+        if effect.paper is not None:
+            axes.plot(
+                [effect.paper], [y], "D", markerfacecolor="none", markeredgecolor=style.PAPER, markersize=5.5, zorder=4
+            )
+    axes.set_yticks(range(len(series)), [series_label(name) for name in reversed(series)])
+    axes.set_ylim(-0.7, len(series) - 0.3)
+    axes.set_xlim(-reach, reach)
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_xlabel("difference in return")

@@ -1,0 +1,148 @@
+"""Statistics of final scores, in numpy alone: point estimates over tasks, bootstrap intervals, profiles, comparisons.
+
+Scores come as strata: one array per task, one value per seed (a seed's value is already a mean over its evaluation
+episodes, since episodes of one agent are not independent). Estimates follow Agarwal et al. 2021, "Deep reinforcement
+learning at the edge of the statistical precipice"; tasks may have different numbers of seeds. Randomness is an
+argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+Scores = Float[np.ndarray, " seeds"]
+Samples = Float[np.ndarray, "samples seeds"]
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    value: float
+    low: float
+    high: float
+    """NaN, as `low`, where there are not two seeds of any task: nothing to resample."""
+
+    @property
+    def known(self) -> bool:
+        return bool(np.isfinite(self.low) and np.isfinite(self.high))
+
+
+Statistic = Callable[[Sequence[Samples]], Float[np.ndarray, " samples"]]
+"""Strata of resampled scores, each [samples, seeds] -> one value per sample."""
+
+
+def trimmed_mean(values: Float[np.ndarray, "samples n"], share: float = 0.25) -> Float[np.ndarray, " samples"]:
+    """Return the means without the lowest and highest `floor(share * n)` values: the interquartile mean for 0.25."""
+    n = values.shape[1]
+    cut = int(share * n)
+    if cut:
+        values = np.partition(values, (cut, n - cut - 1), axis=1)[:, cut : n - cut]
+    return values.mean(axis=1)
+
+
+def iqm(strata: Sequence[Samples]) -> Float[np.ndarray, " samples"]:
+    """Return the interquartile mean over all runs of all tasks together."""
+    return trimmed_mean(np.concatenate(strata, axis=1))
+
+
+def mean(strata: Sequence[Samples]) -> Float[np.ndarray, " samples"]:
+    """Return the mean over tasks of the mean over seeds."""
+    return np.mean([stratum.mean(axis=1) for stratum in strata], axis=0)
+
+
+def median(strata: Sequence[Samples]) -> Float[np.ndarray, " samples"]:
+    """Return the median over tasks of the mean over seeds."""
+    return np.median([stratum.mean(axis=1) for stratum in strata], axis=0)
+
+
+def optimality_gap(strata: Sequence[Samples], target: float = 1.0) -> Float[np.ndarray, " samples"]:
+    """Return the mean amount by which runs fail to reach `target`; what is above it does not make up for the rest."""
+    return np.mean([np.maximum(target - stratum, 0.0).mean(axis=1) for stratum in strata], axis=0)
+
+
+def bootstrap(
+    strata: Sequence[Scores],
+    statistic: Statistic,
+    rng: np.random.Generator,
+    *,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+) -> Interval:
+    """Return the statistic and its stratified percentile bootstrap interval: seeds are drawn anew within each task.
+
+    Raises:
+        ValueError: a task without scores.
+    """
+    if not strata or any(len(stratum) == 0 for stratum in strata):
+        raise ValueError(f"every task needs at least one score, got {[len(stratum) for stratum in strata]}")
+    value = float(statistic([np.asarray(stratum, float)[None] for stratum in strata])[0])
+    if max(len(stratum) for stratum in strata) < 2:
+        return Interval(value, float("nan"), float("nan"))
+    drawn = [_resample(np.asarray(stratum, float), resamples, rng) for stratum in strata]
+    low, high = np.quantile(statistic(drawn), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high))
+
+
+def _resample(scores: Scores, resamples: int, rng: np.random.Generator) -> Samples:
+    return scores[rng.integers(len(scores), size=(resamples, len(scores)))]
+
+
+def probability_of_improvement(x: Samples, y: Samples) -> Float[np.ndarray, " samples"]:
+    """Return P(X > Y) + P(X = Y) / 2 for a run of each drawn at random: Mann and Whitney's U over n m."""
+    above = (x[:, :, None] > y[:, None, :]).mean(axis=(1, 2))  # [samples, n, m] -> [samples]
+    equal = (x[:, :, None] == y[:, None, :]).mean(axis=(1, 2))
+    return above + equal / 2
+
+
+def improvement(
+    x: Sequence[Scores], y: Sequence[Scores], rng: np.random.Generator, *, resamples: int = 2000, level: float = LEVEL
+) -> Interval:
+    """Return the probability that X improves on Y, averaged over tasks, both sides resampled within each task."""
+    n = len(x)
+
+    def statistic(strata: Sequence[Samples]) -> Float[np.ndarray, " samples"]:
+        pairs = zip(strata[:n], strata[n:], strict=True)
+        return np.mean([probability_of_improvement(a, b) for a, b in pairs], axis=0)
+
+    return bootstrap([*x, *y], statistic, rng, resamples=resamples, level=level)
+
+
+def performance_profile(
+    strata: Sequence[Scores],
+    thresholds: Float[np.ndarray, " thresholds"],
+    rng: np.random.Generator,
+    *,
+    resamples: int = 2000,
+    level: float = LEVEL,
+) -> Float[np.ndarray, "value_low_high thresholds"]:
+    """Return the share of runs above each threshold (tasks weigh the same) and its pointwise bootstrap interval."""
+
+    def profile(drawn: Sequence[Samples]) -> Float[np.ndarray, "samples thresholds"]:
+        shares = [(stratum[:, :, None] > thresholds).mean(axis=1) for stratum in drawn]  # each [samples, thresholds]
+        return np.mean(shares, axis=0)
+
+    value = profile([np.asarray(stratum, float)[None] for stratum in strata])[0]
+    if max(len(stratum) for stratum in strata) < 2:
+        return np.stack([value, np.full_like(value, np.nan), np.full_like(value, np.nan)])
+    drawn = profile([_resample(np.asarray(stratum, float), resamples, rng) for stratum in strata])
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return np.stack([value, low, high])
+
+
+def area_under_curve(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"]) -> float:
+    """Return the mean height of a curve over its range of x (trapezoids): the area over the width."""
+    if len(x) < 2:
+        return float(y[0])
+    return float(np.trapezoid(y, x) / (x[-1] - x[0]))
+
+
+def first_reaching(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"], threshold: float) -> float | None:
+    """Return the first x at which y is at least the threshold; None if it never is."""
+    reached = np.flatnonzero(y >= threshold)
+    return float(x[reached[0]]) if len(reached) else None

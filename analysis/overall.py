@@ -1,0 +1,290 @@
+"""Statistics over all tasks: aggregates with intervals, performance profiles, comparisons, area and speed of learning.
+
+The unit is a run (one seed on one task): the mean return of its last evaluation over 1,000 (what an episode can earn).
+"""
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportIndexIssue=false
+# (pandas' own annotations lose the type of every selection)
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis import aggregate, published, style
+from analysis.aggregate import Interval
+from analysis.content import Block, Section, Table, Text
+from analysis.curves import final_scores
+from analysis.figures import Figure, Key, Panel
+from analysis.questions import series_label, task_label
+from analysis.runs import Results, sort_tasks
+from analysis.scores import note_of, with_commits
+
+STATISTICS: dict[str, aggregate.Statistic] = {
+    "IQM": aggregate.iqm,
+    "mean": aggregate.mean,
+    "median": aggregate.median,
+    "optimality gap": aggregate.optimality_gap,
+}
+MEANING = {
+    "IQM": "mean of the middle half of all runs",
+    "mean": "mean over tasks",
+    "median": "median over tasks of the mean over seeds",
+    "optimality gap": "mean shortfall from 1,000; lower is better",
+}
+THRESHOLDS = np.linspace(0, 1, 101)
+METHOD = (
+    f"Intervals: {aggregate.LEVEL:.0%} percentile bootstrap, stratified by task, seeds resampled within each task. The "
+    "independent units are the runs: 5 seeds × 10 evaluation episodes are 5 units, not 50. Scores are final returns "
+    "divided by what an episode can earn (1,000)."
+)
+
+Strata = dict[str, dict[str, np.ndarray]]
+"""series -> task -> one normalised final score per finished run."""
+
+
+def overall_section(results: Results) -> Section | None:
+    """Return the statistics over tasks, or None where no run has finished."""
+    evals = results.frame("eval")
+    scores = final_scores(evals[evals["dynamics"] == "latent"])
+    if scores.empty:
+        return None
+    variants = dict(zip(scores["series"], scores["variant"], strict=True))
+    strata = {
+        series: {
+            task: (own.loc[own["task"] == task, "score"] / own.loc[own["task"] == task, "max_return"]).to_numpy(float)
+            for task in sort_tasks(own["task"])
+        }
+        for series in variants
+        for own in [scores[scores["series"] == series]]
+    }
+    blocks: list[Block] = [Text(METHOD, "method")]
+    intervals = aggregates(strata)
+    blocks += [aggregate_figure(intervals, variants, results), aggregate_table(intervals)]
+    blocks.append(profile_figure(strata, variants, results))
+    if table := improvement_table(strata):
+        blocks.append(table)
+    blocks.append(learning_speed_table(evals[evals["dynamics"] == "latent"], results))
+    return Section("overall", "Over all tasks", blocks)
+
+
+def aggregates(strata: Strata) -> pd.DataFrame:
+    """Return one row per series and statistic: value, low, high, tasks and runs that went in."""
+    rows = []
+    for series, by_task in strata.items():
+        for name, statistic in STATISTICS.items():
+            interval = aggregate.bootstrap(list(by_task.values()), statistic, np.random.default_rng(0))
+            rows.append(
+                {
+                    "series": series, "statistic": name, "value": interval.value, "low": interval.low,
+                    "high": interval.high, "tasks": len(by_task), "runs": sum(map(len, by_task.values())),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def aggregate_figure(intervals: pd.DataFrame, variants: Mapping[str, str], results: Results) -> Figure:
+    panels = []
+    for name in STATISTICS:
+        own = intervals[intervals["statistic"] == name]
+        said = "; ".join(f"{series_label(r['series'])} {r['value']:.3f}" for r in own.to_dict("records"))
+        draw = functools.partial(interval_panel, own=own, variants=variants)
+        panels.append(Panel(f"{name[0].upper()}{name[1:]}", draw, f"{name}: {said}"))
+    caption = (
+        "Point: our finished runs. Bar: 95 % interval. "
+        + "; ".join(f"<em>{name}</em>: {meaning}" for name, meaning in MEANING.items())
+        + ". Compare variants only where they cover the same tasks (see the table)."
+    )
+    height = 0.75 + 0.27 * intervals["series"].nunique()
+    figure = Figure(
+        "aggregates", "Final scores over all tasks", caption, panels, intervals, columns=2, panel_size=(4.6, height),
+        note=note_of(results), left=1.75,
+    )  # fmt: skip
+    return with_commits(figure, results, variants)
+
+
+def interval_panel(axes: Axes, *, own: pd.DataFrame, variants: Mapping[str, str]) -> None:
+    rows = own.to_dict("records")
+    for place, row in enumerate(reversed(rows)):
+        colour = style.colour(variants[row["series"]])
+        if np.isfinite(row["low"]):
+            axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=6, alpha=0.35)
+        axes.plot([row["value"]], [place], "o", color=colour, markersize=5)
+    axes.set_yticks(range(len(rows)), [series_label(row["series"]) for row in reversed(rows)])
+    axes.set_ylim(-0.7, len(rows) - 0.3)
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    axes.locator_params(axis="x", nbins=6)
+    axes.set_xlabel("score (return / 1,000)")
+
+
+def aggregate_table(intervals: pd.DataFrame) -> Table:
+    rows = []
+    for series in dict.fromkeys(intervals["series"]):
+        own = intervals[intervals["series"] == series].set_index("statistic")
+        shown = {"agent": series_label(series)}
+        for name in STATISTICS:
+            row = own.loc[name]
+            shown[name] = interval_text(Interval(row["value"], row["low"], row["high"]))
+        rows.append({**shown, "tasks": str(own["tasks"].iloc[0]), "runs": str(own["runs"].iloc[0])})
+    caption = "Value [95 % interval]; tasks and finished runs that went in. Without two seeds of a task, no interval."
+    return Table("aggregates", "Final scores over all tasks", caption, intervals, pd.DataFrame(rows), ("agent",))
+
+
+def interval_text(interval: Interval) -> str:
+    if not interval.known:
+        return f"{interval.value:.3f}"
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+# ---------------------------------------------------------------------------------------------------- profiles
+
+
+def profile_figure(strata: Strata, variants: Mapping[str, str], results: Results) -> Figure:
+    rows = []
+    for series, by_task in strata.items():
+        value, low, high = aggregate.performance_profile(list(by_task.values()), THRESHOLDS, np.random.default_rng(0))
+        for i, threshold in enumerate(THRESHOLDS):
+            rows.append({"series": series, "score": threshold, "share": value[i], "low": low[i], "high": high[i]})
+    frame = pd.DataFrame(rows)
+    draw = functools.partial(profile_panel, frame=frame, variants=variants)
+    caption = (
+        "How to read it: at a score on the x axis, the height is the share of runs that end above it (tasks weigh the "
+        "same). A curve further right and higher is better; a steep fall means that runs agree. Band: pointwise 95 % "
+        "bootstrap interval."
+    )
+    keys = [Key(series_label(series), style.colour(variant)) for series, variant in variants.items()]
+    figure = Figure(
+        "performance-profiles", "Performance profiles", caption, [Panel("", draw, "Performance profiles")], frame, keys,
+        1, panel_size=(6.4, 3.0), note=note_of(results),
+    )  # fmt: skip
+    return with_commits(figure, results, variants)
+
+
+def profile_panel(axes: Axes, *, frame: pd.DataFrame, variants: Mapping[str, str]) -> None:
+    for series, variant in variants.items():
+        own = frame[frame["series"] == series]
+        colour, dash = style.colour(variant), style.dashes(series, variant)
+        axes.fill_between(own["score"], own["low"], own["high"], color=colour, alpha=0.15, linewidth=0, step="post")
+        axes.step(own["score"], own["share"], where="post", color=colour, linewidth=1.7, dashes=dash or (None, None))
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("final score τ (return / 1,000)")
+    axes.set_ylabel("share of runs above τ")
+
+
+# ------------------------------------------------------------------------------------------------- comparisons
+
+
+def improvement_table(strata: Strata) -> Table | None:
+    """Return the probability that a run of PlaNet beats one of each variant, on the tasks both have."""
+    if "base" not in strata or len(strata) < 2:
+        return None
+    rows, data = [], []
+    for series, by_task in strata.items():
+        tasks = [task for task in by_task if task in strata["base"]]
+        if series == "base" or not tasks:
+            continue
+        ours, theirs = [strata["base"][t] for t in tasks], [by_task[t] for t in tasks]
+        interval = aggregate.improvement(ours, theirs, np.random.default_rng(0))
+        runs = f"{sum(map(len, ours))} and {sum(map(len, theirs))}"
+        shown = interval_text(interval).replace(" [", "  [")
+        rows.append(
+            {
+                "PlaNet against": series_label(series),
+                "P(PlaNet is better)": shown,
+                "tasks": str(len(tasks)),
+                "runs": runs,
+            }
+        )
+        data.append(
+            {
+                "series": series, "probability": interval.value, "low": interval.low, "high": interval.high,
+                "tasks": len(tasks), "runs_base": sum(map(len, ours)), "runs_series": sum(map(len, theirs)),
+            }
+        )  # fmt: skip
+    if not rows:
+        return None
+    caption = (
+        "Chance that a random run of PlaNet ends above a random one of the other on the same task (Mann–Whitney U / "
+        "nm; ties count half), averaged over the tasks both have, with its 95 % interval. 0.5 means no difference."
+    )
+    return Table(
+        "probability-of-improvement", "Probability of improvement", caption, pd.DataFrame(data), pd.DataFrame(rows),
+        ("PlaNet against",),
+    )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------- speed of learning
+
+
+def levels(task: str) -> dict[str, float]:
+    """Return the returns whose first reaching is timed: A3C's and D4PG's lines, and 90 % of the paper's final level."""
+    lines = published.lines()
+    own = lines[lines["task"] == task].set_index("baseline")["return"]
+    paper = published.final_level("fig4", "PlaNet (RSSM)", task)
+    if paper is None:
+        return {}
+    return {"A3C": float(own["A3C"]), "90 % of PlaNet's": 0.9 * paper, "D4PG": float(own["D4PG"])}
+
+
+def learning_speed(evals: pd.DataFrame) -> pd.DataFrame:
+    """Return per series and task: the area under the learning curve, and when each level is first reached.
+
+    A run's curve is the mean return of each of its evaluations; area and episodes are given as the median over runs,
+    episodes over those that reached the level, with their count.
+    """
+    rows = []
+    for (series, variant, task), group in evals.groupby(["series", "variant", "task"], sort=False, observed=True):
+        curves = [own.groupby("episode")["return"].mean().sort_index() for _, own in group.groupby("seed")]
+        areas = [aggregate.area_under_curve(c.index.to_numpy(float), c.to_numpy(float)) for c in curves]
+        row = {
+            "series": series, "variant": variant, "task": task, "seeds": len(curves),
+            "until": int(min(c.index[-1] for c in curves)), "area": float(np.median(areas)),
+            "area_low": float(np.min(areas)), "area_high": float(np.max(areas)),
+        }  # fmt: skip
+        for name, level in levels(str(task)).items():
+            times = [aggregate.first_reaching(c.index.to_numpy(float), c.to_numpy(float), level) for c in curves]
+            reached = [time for time in times if time is not None]
+            row |= {
+                f"{name}: level": level,
+                f"{name}: seeds": len(reached),
+                f"{name}: episodes": float(np.median(reached)) if reached else None,
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def learning_speed_table(evals: pd.DataFrame, results: Results) -> Table:
+    frame = learning_speed(evals)
+    comparable = bool(np.all(evals["max_return"] == published.MAX_RETURN))
+    names = list(levels("cheetah_run")) if comparable else []
+    shown = []
+    for row in frame.to_dict("records"):
+        cells = {
+            "agent": series_label(row["series"]),
+            "task": task_label(row["task"]),
+            "area": f"{row['area']:.0f} [{row['area_low']:.0f}, {row['area_high']:.0f}]",
+        }
+        for name in names:
+            reached = row.get(f"{name}: seeds")
+            if reached is None or np.isnan(reached):
+                cells[name] = "–"
+            else:
+                when = f"{row[f'{name}: episodes']:.0f} episodes" if reached else "not reached"
+                cells[name] = f"{when} ({int(reached)}/{row['seeds']})"
+        shown.append({**cells, "until": f"{row['until']} episodes"})
+    caption = (
+        "Area: mean height of a run's learning curve (trapezoids over episodes up to its last evaluation), median "
+        "[lowest, highest] of the seeds. Then the first evaluation at which a run's mean return is at least A3C's, 90 "
+        "% of what the paper's PlaNet ends at, and D4PG's: median over the seeds that reached it, and how many did. "
+        "<em>until</em>: where the shortest of these runs stands."
+    )
+    return Table(
+        "learning-speed", "Area and episodes to threshold", caption, frame, pd.DataFrame(shown), ("agent", "task"),
+    )  # fmt: skip
