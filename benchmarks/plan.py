@@ -241,7 +241,8 @@ def examine(
                 # Makes nothing: the configuration differs, or the folder is of another format.
                 RunDir.open(run.path)
                 RunDir.create(run.path, run.config, preset=run.preset, variant=run.variant)
-            state, why = state_of(run.path, started=record is not None, job_of=job_of, knows=knows)
+            status = RunDir(run.path).status() if record is not None else None
+            state, why = state_of(run.path, status, job_of=job_of, knows=knows)
         except (OSError, ValueError) as error:
             problems.append(str(error))
             continue
@@ -253,21 +254,20 @@ def examine(
 
 def state_of(
     path: Path,
+    status: Mapping[str, Any] | None,
     *,
-    started: bool = True,
     job_of: Callable[[Path], tuple[State, str] | None] = lambda path: None,
     knows: Callable[[str], bool | None] = lease.squeue_knows,
 ) -> tuple[State, str]:
-    """Return a run directory's state and why, from its own files first and the queue second.
+    """Return a run directory's state and why, from its own files first (its status.json is given), the queue second.
 
     A run is `running` only while its lease is held by a process that lives; status.json alone is believed about ends.
     """
-    status = RunDir(path).status() if started else None
     state = status.get("state") if status else None
     if state == "done":
         return "done", "finished"
     where = f"episode {status.get('episode', 0)} of {status.get('episodes_total', '?')}" if status else ""
-    held = lease.look(path) if started else None
+    held = lease.look(path)
     if held is not None and held.why_alive(knows) is not None:
         return "running", f"{where or 'starting'}, {held.owner}"
     job = job_of(path)

@@ -142,7 +142,7 @@ def read(path: Path, queue: Queue) -> Row:
     try:
         record = read_json(path / "run.json")
         status = RunDir(path).status() if record else None
-        state, why = plan.state_of(path, started=record is not None, job_of=queue.job_of, knows=queue.knows)
+        state, why = plan.state_of(path, status, job_of=queue.job_of, knows=queue.knows)
     except ValueError as error:
         return Row(run=name, path=str(path), state="failed", why=str(error), error=str(error))
     status = status or {}
@@ -249,7 +249,7 @@ def cancel(paths: Sequence[Path]) -> int:
     for preset_folder in dict.fromkeys(path.parents[2] for path in paths):
         queue = Queue.read(preset_folder)
         for path in (p for p in paths if p.parents[2] == preset_folder):
-            state, why = plan.state_of(path, job_of=queue.job_of, knows=queue.knows)
+            state, why = plan.state_of(path, RunDir(path).status(), job_of=queue.job_of, knows=queue.knows)
             if state not in ("waiting", "running"):
                 continue
             held = lease.look(path)

@@ -10,6 +10,7 @@ frozen and wakes up finds a higher number, or its own file gone, and must stop: 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
@@ -57,6 +58,7 @@ class Owner:
         return f"pid {self.pid} on {self.host}{job}"
 
 
+@functools.cache
 def _boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")

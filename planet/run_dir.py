@@ -201,10 +201,12 @@ class RunDir:
         variant: str,
         question: str = "",
         suite: str | None = None,
+        resolved: Mapping[str, Any] | None = None,
     ) -> RunDir:
         """Make the folder with config.toml and run.json; a folder that holds this very configuration is left as it is.
 
         Keys that are no part of a run's identity (`planet.config.NOT_IDENTITY`) are brought up to date in it.
+        `resolved` decides in advance what the first start would, for the repetition of a run.
 
         Raises:
             FileExistsError: another configuration is there; the message lists the keys that differ.
@@ -243,6 +245,7 @@ class RunDir:
             "argv": sys.argv,
             "suite": suite,
             "starts": [],
+            **({"resolved": dict(resolved)} if resolved else {}),
         }
         # run.json last: where it is missing the folder was never finished, and is simply made again.
         write_atomic(run.config_toml, configs.to_toml(config).encode(), durable=False)
@@ -304,8 +307,9 @@ class RunDir:
             "resolved": resolved,
         }
         start["changed"] = _changes(record["starts"][-1], start) if record["starts"] else []
+        if not record["starts"]:
+            record["resolved"] = {**resolved, **record.get("resolved", {})}
         record["starts"].append(start)
-        record.setdefault("resolved", resolved)
         write_atomic(self.run_json, _json(record))
         return start
 

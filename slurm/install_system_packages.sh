@@ -8,7 +8,7 @@ set -euo pipefail
 GL=(libegl1 libgl1 libopengl0 libgl1-mesa-dri)
 OSMESA=(libosmesa6)
 # The throw-away one-machine cluster of the tests. None of it is started here.
-SLURM=(munge slurmctld slurmd slurm-client slurmdbd mariadb-server-core)
+SLURM=(munge slurmctld slurmd slurm-client)
 
 POLICY=/usr/sbin/policy-rc.d
 MARK="# made by PlaNet's install_system_packages.sh, for as long as it runs"

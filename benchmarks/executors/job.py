@@ -53,7 +53,7 @@ class Pack:
         """
         began = time.time()
         runs = [Path(path) for path in paths]
-        with _Signals() as signals, _mps(self.mps) as environment:
+        with _Signals() as signals, mps(self.mps) as environment:
             pool = Pool(slots=job_slots(len(runs), environment), waiting=deque(runs))
             while True:
                 _, ended = pool.step()
@@ -143,7 +143,7 @@ def job_slots(runs: int, environment: Mapping[str, str] | None = None) -> list[S
 
 
 @contextmanager
-def _mps(wanted: bool) -> Iterator[dict[str, str]]:
+def mps(wanted: bool) -> Iterator[dict[str, str]]:
     """Run a private MPS daemon while the pack runs; yields the environment its clients need."""
     if not wanted:
         yield {}

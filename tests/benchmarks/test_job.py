@@ -137,11 +137,11 @@ def test_mps_is_started_for_the_pack_and_ended_with_it(tmp_path, monkeypatch):
     program.write_text(f'#!/bin/sh\n[ "$1" = -d ] && echo start >> {tmp_path}/log || cat >> {tmp_path}/log\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with job._mps(True) as environment:
+    with job.mps(True) as environment:
         folder = Path(environment["CUDA_MPS_PIPE_DIRECTORY"])
         assert folder.is_dir()
 
     assert (tmp_path / "log").read_text() == "start\nquit\n"
     assert not folder.exists()
-    with job._mps(False) as environment:
+    with job.mps(False) as environment:
         assert environment == {}

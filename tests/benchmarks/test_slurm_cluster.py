@@ -221,7 +221,7 @@ def test_a_run_at_its_time_limit_saves_is_requeued_and_ends_like_an_unbroken_one
         runs, *ONE, "--seeds", "1", profile=PROFILE.replace("= 60", "= 1", 1).replace("seconds = 60", "seconds = 25")
     )
     run = directory(runs)
-    at_work(run, cluster)
+    at_work(run, cluster, 1)
     worker = lease.look(run.path)
     assert worker is not None
     os.kill(worker.owner.pid, signal.SIGSTOP)  # a run that takes longer than its job may
@@ -232,8 +232,9 @@ def test_a_run_at_its_time_limit_saves_is_requeued_and_ends_like_an_unbroken_one
     assert "submitted" not in launch(runs, *ONE, "--seeds", "1")  # it waits to be started again
     done(run, cluster)
 
-    assert [start["slurm"].get("restart_count", "0") for start in starts(run)] == ["0", "1"]
-    assert rows(runs)[0]["restarts"] == 1
+    counts = [int(start["slurm"].get("restart_count", "0")) for start in starts(run)]
+    assert counts == sorted(counts) and counts[-1] >= 1  # more than one on a machine too busy to get far in a minute
+    assert rows(runs)[0]["restarts"] == len(counts) - 1 >= 1
     assert_as_unbroken(run, unbroken[0])
 
 
@@ -339,7 +340,8 @@ def test_an_exception_is_shown_and_the_run_can_be_retried(runs, cluster):
     assert "Traceback" in told and "RunsFailed" in told
     assert "1 failed runs are left as they are" in launch(runs, *words, code=1)
     assert "submitted 1 runs" in launch(runs, *words, "--retry-failed")
-    done(run, cluster)
+    assert rows(runs)[0]["state"] in ("waiting", "running")
+    until(lambda: state(run) == "done", 150, "the retried run is done", cluster)
 
 
 def test_a_job_that_cannot_start_is_failed_and_not_waiting(runs, cluster):

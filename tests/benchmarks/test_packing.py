@@ -1,0 +1,71 @@
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import packing
+from benchmarks.packing import Pace, Work
+from planet.presets import resolve
+
+
+def some(updates=10, seconds=2.0, **changes):
+    base = {"decisions": 25, "update_seconds": 0.5, "decision_seconds": 1.0, "gpu_gib": 1.5}
+    return Work(**{"updates": updates, "seconds": seconds, **base, **changes})
+
+
+def at(runs, updates_per_second):
+    return Pace(
+        runs=runs, updates_per_second=updates_per_second, hours_per_run=1, runs_per_day=1, update_ms=1, decision_ms=1,
+        gpu_gib=1,
+    )  # fmt: skip
+
+
+def test_the_pace_is_that_of_all_together():
+    found = packing.pace(resolve("cheetah_run"), [some(10), some(30, gpu_gib=2.0)])
+
+    assert found.runs == 2 and found.updates_per_second == 20.0
+    # 100,000 updates at 10 a second and run
+    assert found.hours_per_run == pytest.approx(100_000 / 10 / 3600)
+    assert found.runs_per_day == pytest.approx(2 * 24 / (100_000 / 10 / 3600))
+    assert found.update_ms == pytest.approx(1000 * 1.0 / 40) and found.decision_ms == pytest.approx(1000 * 2.0 / 50)
+    assert found.gpu_gib == 2.0
+
+
+@pytest.mark.parametrize(
+    ("paces", "best"),
+    [
+        ([at(1, 10), at(2, 18), at(4, 25), at(8, 25.5)], 4),
+        ([at(1, 10), at(2, 9), at(4, 12)], 4),
+        ([at(1, 10), at(2, 10.2)], 1),
+        ([at(8, 20), at(1, 10)], 8),
+    ],
+)
+def test_the_recommendation_is_the_smallest_that_no_larger_beats_clearly(paces, best):
+    assert packing.recommend(paces).runs == best
+
+
+def test_a_wrong_setting_is_one_line(capsys):
+    assert packing.main(["--set", "planner.elite=1"]) == 2
+    assert "no config key 'planner.elite'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_small_measurement_from_end_to_end(tmp_path):
+    file = tmp_path / "paces.json"
+    words = ["--preset", "smoke", "--runs", "1", "2", "--seconds", "1", "--json", str(file)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.packing", *words], capture_output=True, text=True, timeout=300, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "recommended: --" in done.stdout and file.read_text().count("hours_per_run") == 2
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_the_measurement_with_its_words(tmp_path):
+    words = ["--preset", "smoke", "--runs", "1", "--seconds", "1", "--set", "runtime.device=cuda:7"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.packing", *words], capture_output=True, text=True, timeout=300, check=False
+    )
+
+    assert done.returncode == 1 and "failed:" in done.stdout and "cuda:7" in done.stdout

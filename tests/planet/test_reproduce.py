@@ -1,0 +1,77 @@
+import shlex
+
+import pytest
+
+from planet import provenance, reproduce
+from planet.presets import resolve
+from planet.run_dir import RunDir
+
+CODE = {**provenance.of_code(), "commit": "a" * 40, "dirty": False, "patch": b""}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "of_code", lambda: CODE)
+    config = resolve("cheetah_run", preset="quick", changes={"planner.horizon": 5}, seed=3)
+    made = RunDir.create(tmp_path / "seed_3", config, preset="quick", variant="base+planner.horizon=5", question="why?")
+    made.record_start(device="cpu", precision="bfloat16", threads=2, picture="exact", gl="egl")
+    return made
+
+
+def test_the_commands_name_commit_versions_and_the_run(run):
+    lines = reproduce.commands(run)
+
+    assert lines[0] == "# quick/base+planner.horizon=5/cheetah_run/seed_3"
+    assert lines[1] == "git checkout " + "a" * 40
+    assert f"torch=={provenance.versions()['torch']}" in lines[2]
+    assert lines[3] == f"python -m planet.reproduce {run.path} --into {run.path}_again"
+    assert lines[4] == f"python -m planet.train {run.path}_again   # it ran on {provenance.processor()}"
+
+
+def test_a_repetition_has_the_same_configuration_and_what_auto_meant(run, tmp_path):
+    again = reproduce.prepare(run, tmp_path / "again")
+
+    assert again.config() == run.config()
+    assert again.resolved() == {"precision": "bfloat16", "threads": 2}
+    identity = ("preset", "variant", "task", "seed", "config_hash", "question")
+    assert [again.run()[key] for key in identity] == [run.run()[key] for key in identity]
+    assert again.status() is None and again.run()["starts"] == []
+
+
+def test_uncommitted_changes_come_with_their_patch(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(provenance, "of_code", lambda: {**CODE, "dirty": True, "patch": b"diff\n"})
+    dirty = RunDir.create(tmp_path / "dirty run", run.config(), preset="quick", variant="base")
+    dirty.record_start()
+    words = shlex.split(reproduce.commands(dirty)[2])
+
+    assert words[:2] == ["git", "apply"]
+    with open(words[2], "rb") as file:
+        assert file.read() == b"diff\n"
+
+
+def test_a_run_made_by_two_states_of_the_code_says_so(run, monkeypatch):
+    monkeypatch.setattr(provenance, "of_code", lambda: {**CODE, "code_hash": "0" * 12})
+    run.record_start(device="cpu", precision="bfloat16", threads=2, picture="exact", gl="egl")
+    text = "\n".join(reproduce.commands(run))
+
+    assert "made by 2 states of the code" in text and "a restart changed code" in text
+
+
+def test_differences_to_this_machine_are_named(run, monkeypatch):
+    assert reproduce.differences(run) == []
+    other = {**CODE, "code_hash": "0" * 12, "versions": {**CODE["versions"], "torch": "9.9"}}
+    monkeypatch.setattr(provenance, "of_code", lambda: other)
+
+    code, torch = reproduce.differences(run)
+    assert code == f"code: {CODE['code_hash']} there, {'0' * 12} here"
+    assert torch == f"torch: {CODE['versions']['torch']} there, 9.9 here"
+
+
+def test_the_command_line(run, tmp_path, capsys):
+    assert reproduce.main([str(run.path)]) == 0
+    assert capsys.readouterr().out.splitlines() == reproduce.commands(run)
+    assert reproduce.main([str(run.path), "--into", str(tmp_path / "x")]) == 0
+    assert capsys.readouterr().out == f"python -m planet.train {tmp_path / 'x'}\n"
+    assert RunDir.open(tmp_path / "x").config() == run.config()
+    assert reproduce.main([str(tmp_path / "none")]) == 2
+    assert "is no run directory" in capsys.readouterr().err
