@@ -262,7 +262,7 @@ def effect_table(found: Sequence[Effect]) -> Table:
     caption = "The same by task. Pairs: seeds with both runs at that evaluation, of those expected."
     return Table(
         "ablations-by-task", "Effects by task", caption, effect_frame(found), pd.DataFrame(rows),
-        ("variant", "task", "at", "verdict"), classes=classes,
+        ("variant", "task", "at", "verdict"), classes=classes, group="variant",
     )  # fmt: skip
 
 

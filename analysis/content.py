@@ -29,6 +29,8 @@ class Table:
     """(row, column) -> CSS class of a cell, e.g. a verdict."""
     html: dict[tuple[int, str], str] = field(default_factory=dict)
     """(row, column) -> markup in place of the text, on the page only (small drawings)."""
+    group: str = ""
+    """A column whose repeated values are said once."""
     folded: bool = False
     """Long tables open on demand."""
     stacked: bool = False
@@ -176,3 +178,5 @@ class Part:
     preset: str
     sections: list[Section]
     warning: str = ""
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    """(number, what it is): the part at a glance."""

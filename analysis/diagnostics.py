@@ -24,14 +24,17 @@ from analysis.sparkline import shares, sparkline, thin
 
 COUNTERS = {"episode", "env_steps", "agent_steps", "updates", "wall_seconds", "cpu_seconds", "threads"}
 TERMS = {
-    "loss": "loss (everything)",
-    "image": "image, nats per frame",
-    "reward": "reward, scaled",
-    "kl": "KL counted (≥ free nats)",
+    "loss": "loss",
+    "image": "image, ½ squared error",
+    "reward": "reward, ½ squared error",
+    "kl": "KL as counted, nats",
     "kl_raw": "KL, nats",
+    "below_free_nats": "share below the free nats",
     "overshooting": "overshooting",
     "global_kl": "KL to N(0, 1)",
     "grad_norm": "gradient norm before clipping",
+    "prior_entropy": "entropy of the prior, nats",
+    "posterior_entropy": "entropy of the posterior, nats",
 }
 """The terms known by name, in the order they are drawn; others follow alphabetically under their own names."""
 PHASES = {"train": "blue", "plan": "vermilion", "env": "green", "eval": "amber"}
@@ -125,6 +128,7 @@ def term_panel(
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.tick_params(axis="y", which="minor", length=0)
     elif len(values):
         # A few huge first values would press everything else into a line.
         top, low = float(np.quantile(values, 0.99)), float(values.min())
@@ -169,7 +173,7 @@ def phase_figure(runs: Sequence[Run], results: Results) -> Figure:
         "evaluation spread over all episodes. Means over seeds; devices and threads are in the table below."
     )
     names = {"train": "updates", "plan": "planning", "env": "simulator", "eval": "evaluation"}
-    keys = [Key(names[phase], style.PALETTE[colour][0], "band") for phase, colour in PHASES.items()]
+    keys = [Key(names[phase], style.PALETTE[colour][0], "bar") for phase, colour in PHASES.items()]
     count = groups["series"].nunique()
     figure = Figure(
         "phase-timings", "Where the time goes", caption, panels, frame, keys, 3, panel_size=(3.5, 0.75 + 0.24 * count),

@@ -40,7 +40,7 @@ class Key:
     label: str
     colour: str
     kind: str = "line"
-    """line, thin, dashed, dotted, step, band, marker or diamond"""
+    """line, thin, dashed, dotted, step, band, bar, marker or diamond"""
 
 
 @dataclass(slots=True)

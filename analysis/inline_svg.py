@@ -26,7 +26,8 @@ def inline(svg: str, prefix: str, label: str) -> str:
         body = body.replace(hex_colour, f"var({variable})")
     body = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", r"font: \1var(--sans)", body)
     body = re.sub(r"<g>\s*</g>", "", body)
-    body = re.sub(r"(-?\d+\.\d{2})\d+", r"\1", body)
+    # Coordinates to a hundredth of a point: inside tags only, the numbers between them are what readers read.
+    body = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(-?\d+\.\d{2})\d+", r"\1", tag[0]), body)
     body = re.sub(r"\s*\n\s*", " ", body)
     box = re.search(r'viewBox="([^"]+)"', body)
     assert box is not None, "matplotlib writes a viewBox"

@@ -276,15 +276,17 @@ def learning_speed_table(evals: pd.DataFrame, results: Results) -> Table:
             if reached is None or np.isnan(reached):
                 cells[name] = "–"
             else:
-                when = f"{row[f'{name}: episodes']:.0f} episodes" if reached else "not reached"
+                when = f"{row[f'{name}: episodes']:.0f}" if reached else "not reached"
                 cells[name] = f"{when} ({int(reached)}/{row['seeds']})"
-        shown.append({**cells, "until": f"{row['until']} episodes"})
+        shown.append({**cells, "until": str(row["until"])})
     caption = (
         "Area: mean height of a run's learning curve (trapezoids over episodes up to its last evaluation), median "
         "[lowest, highest] of the seeds. Then the first evaluation at which a run's mean return is at least A3C's, 90 "
-        "% of what the paper's PlaNet ends at, and D4PG's: median over the seeds that reached it, and how many did. "
+        "% of what the paper's PlaNet ends at, and D4PG's: median over the seeds that reached it, and how many did, in "
+        "episodes. "
         "<em>until</em>: where the shortest of these runs stands."
     )
     return Table(
         "learning-speed", "Area and episodes to threshold", caption, frame, pd.DataFrame(shown), ("agent", "task"),
+        group="agent",
     )  # fmt: skip

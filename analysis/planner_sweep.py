@@ -79,7 +79,7 @@ def sweep_section(results: Results) -> Section | None:
         "Each small block: horizon (6, 8, 10, 12, 14, left to right) by proposals (100, 300, 500, 1,000, upwards); "
         "blocks left to right: iterations 3, 5, 10, 15; blocks upwards: elite fraction 0.05, 0.1, 0.3, 0.5. Colour: "
         f"return, from {LOWEST:.0f} (dark) to {HIGHEST:.0f} (bright); empty: no run. Ours: mean over {counts} "
-        f"episode(s) per cell, {there} of {len(frame)} cells. The paper's values are read from its colours (±1.4). "
+        f"episodes per cell, {there} of {len(frame)} cells. The paper's values are read from its colours (±1.4). "
         "Right: a point per cell; above the diagonal ours is higher."
     )
     runs = [run for run in results.runs if belongs(run)]
@@ -152,8 +152,9 @@ def marginal_table(frame: pd.DataFrame) -> Table:
             )  # fmt: skip
     caption = "Mean return over all other settings. The comparison that counts is with the paper over the same cells."
     return Table(
-        "fig12-marginals", "What each setting does", caption, pd.DataFrame(data), pd.DataFrame(rows), ("setting",)
-    )
+        "fig12-marginals", "What each setting does", caption, pd.DataFrame(data), pd.DataFrame(rows), ("setting",),
+        group="setting",
+    )  # fmt: skip
 
 
 def _number(value: float | None) -> str:

@@ -185,8 +185,9 @@ def strips(results: Results) -> list[Block]:
                 continue
             where = f"{series_label(series)} on {task_label(task)}"
             caption = (
-                f"{run.name}. Rows: truth, prediction, error (grey is none). The line marks where the model stops "
-                f"seeing frames: {CONTEXT} of context, then open loop. Time runs from left to right."
+                f"{run.name}. Rows of the strips, columns of the videos: truth, prediction, error (grey is none). The "
+                f"line marks where the model stops seeing frames: {CONTEXT} of context, then open loop. Time runs "
+                "from left to right."
             )
             pictures = [_picture(path, f"Open-loop prediction, {where}") for path in [*films, *videos]]
             blocks.append(Gallery(f"Open-loop predictions: {where}", caption, [p for p in pictures if p is not None]))

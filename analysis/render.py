@@ -92,8 +92,8 @@ def _combined(figure: Figure, folder: Path) -> None:
 
 
 def _handle(key: Key) -> Line2D | Patch:
-    if key.kind == "band":
-        return Patch(facecolor=key.colour, alpha=0.3, label=key.label)
+    if key.kind in ("band", "bar"):
+        return Patch(facecolor=key.colour, alpha=0.8 if key.kind == "bar" else 0.3, label=key.label)
     if key.kind == "marker":
         return Line2D([], [], color=key.colour, marker="o", linestyle="", markersize=4, label=key.label)
     if key.kind == "diamond":

@@ -32,12 +32,19 @@ from analysis.overall import overall_section
 from analysis.planner_sweep import belongs, sweep_section
 from analysis.predictions import predictions_section
 from analysis.provenance_table import provenance_section
-from analysis.runs import BadInput, Mapper, Results, load, walk
-from analysis.scores import curve_section, note_of, table1_section
+from analysis.questions import split
+from analysis.runs import BadInput, Mapper, Plan, Results, load, walk
+from analysis.scores import curve_section, glance, table1_section, warning_of
 
 MANY = 60
 """Runs from which a report is made by several processes."""
 MAX_PROCESSES = 4
+SUITE_VARIANTS = {
+    "table1": {"base", "true_simulator"},
+    "fig6": {"base", "multitask"},
+    "fig10": {"base", "overshooting", "deterministic_official", "stochastic"},
+    "fig11": {"base"},
+}
 DESCRIPTION = "Write one self-contained page, with every figure and table as files beside it, from run directories."
 
 
@@ -46,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="*", type=Path, help="folders of run directories (default: runs/)")
     parser.add_argument("--out", type=Path, default=Path("report"), help="where the report goes (default: report/)")
     parser.add_argument("--suite", help="only this suite's figure or variants, e.g. fig8")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these variants, e.g. base stochastic")
     parser.add_argument("--x", choices=list(X_AXES), default="episode", help="x axis of the curves (default: episode)")
     parser.add_argument(
         "--overlay", action="append", default=[], metavar="[LABEL:]PATH",
@@ -61,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         index, unusable = make_report(
-            arguments.runs or [Path("runs")], arguments.out, suite=arguments.suite, x=arguments.x,
-            overlays=arguments.overlay, exports=arguments.export,
+            arguments.runs or [Path("runs")], arguments.out, suite=arguments.suite,
+            variants=arguments.variants, x=arguments.x, overlays=arguments.overlay, exports=arguments.export,
         )  # fmt: skip
     except BadInput as error:
         print(f"report: {error}", file=sys.stderr)
@@ -78,6 +86,7 @@ def make_report(
     out: Path,
     *,
     suite: str | None = None,
+    variants: Sequence[str] | None = None,
     x: str = "episode",
     overlays: Sequence[str] = (),
     exports: Sequence[str] = (),
@@ -86,14 +95,17 @@ def make_report(
     """Write the report and return the path of its page, and what had to be left out.
 
     Raises:
-        BadInput: there is nothing to report on, the suite is not known, or an overlay cannot be read.
+        BadInput: there is nothing to report on, a suite or variant is not known, or an overlay cannot be read.
     """
     others = [read_overlay(text) for text in overlays]
     with spread(folders) as mapper:
         results = load(folders, suite=suite, now=now, mapper=mapper)
         if suite is not None:
             _check_suite(suite, results)
-            results = _only(results, suite)
+            results = _only(results, variants_of(suite, results))
+        if variants is not None:
+            _check_variants(variants, results)
+            results = _only(results, set(variants))
         if not results.runs and not results.plans:
             raise BadInput("no run can be used: " + "; ".join(_unusable(results)))
         by_preset = [results.of(preset) for preset in results.presets]
@@ -123,28 +135,45 @@ def spread(folders: Sequence[Path]) -> Iterator[Mapper]:
 
 
 def _check_suite(suite: str, results: Results) -> None:
-    known = sorted({*published.FIGURES, "fig6", "fig12", "table1", *(plan.suite for plan in results.plans)})
+    known = sorted({*published.FIGURES, *SUITE_VARIANTS, "fig12", *(plan.suite for plan in results.plans)})
     if suite not in known:
         close = difflib.get_close_matches(suite, known, n=1)
         hint = f"; perhaps {close[0]}" if close else ""
         raise BadInput(f"no suite {suite!r}: known here are {', '.join(known)}{hint}")
 
 
-def _only(results: Results, suite: str) -> Results:
-    """Return the runs and problems of the variants a suite is about."""
+def _check_variants(variants: Sequence[str], results: Results) -> None:
+    there = {run.variant for run in results.runs} | {v for plan in results.plans for v, _, _ in plan.runs}
+    for variant in variants:
+        if variant not in there:
+            close = difflib.get_close_matches(variant, sorted(there), n=1)
+            hint = f"; perhaps {close[0]}" if close else ""
+            known = ", ".join(sorted({split(name)[0] for name in there}))
+            raise BadInput(f"no runs of a variant {variant!r} here: there are {known}{hint}")
+
+
+def variants_of(suite: str, results: Results) -> set[str]:
+    """Return the variants a suite is about: those of the paper's figure, or what its plan lists."""
     if suite == "fig12":
-        runs = [run for run in results.runs if belongs(run)]
-    else:
-        variants = {
-            **{name: set(figure.curves) for name, figure in published.FIGURES.items()},
-            "fig6": {"base", "multitask"},
-            "table1": {"base", "true_simulator"},
-        }.get(suite) or {variant for plan in results.plans if plan.suite == suite for variant, _, _ in plan.runs}
-        runs = [run for run in results.runs if run.variant in variants]
-    names = {run.name for run in runs} | {run.variant for run in runs}
-    planned = {f"{v}/{t}/seed_{s}" for plan in results.plans for v, t, s in plan.runs}
-    problems = [p for p in results.problems if p.kind == "unusable" or p.where in names or p.where in planned]
-    return Results(results.folders, runs, results.plans, problems, results.now)
+        return {run.variant for run in results.runs if belongs(run)}
+    if suite in published.FIGURES:
+        return set(published.FIGURES[suite].curves)
+    return SUITE_VARIANTS.get(suite) or {v for plan in results.plans if plan.suite == suite for v, _, _ in plan.runs}
+
+
+def _only(results: Results, variants: set[str]) -> Results:
+    """Return the runs, plans and problems of some variants."""
+
+    def about(where: str) -> bool:
+        return where.split("/")[0] in variants
+
+    return Results(
+        results.folders,
+        [run for run in results.runs if run.variant in variants],
+        [Plan(p.suite, p.preset, [entry for entry in p.runs if entry[0] in variants]) for p in results.plans],
+        [problem for problem in results.problems if problem.kind == "unusable" or about(problem.where)],
+        results.now,
+    )
 
 
 def part_of(results: Results, *, suite: str | None, x: str, overlays: Sequence[pd.DataFrame] = ()) -> Part:
@@ -170,7 +199,12 @@ def part_of(results: Results, *, suite: str | None, x: str, overlays: Sequence[p
     sections += [diagnostics_section(results), provenance_section(results)]
     # What is missing is read first and written last: reading predictions may find more that is wrong.
     sections.insert(0, gaps_section(results))
-    return Part(results.presets[0], [section for section in sections if section is not None], note_of(results))
+    return Part(
+        results.presets[0],
+        [section for section in sections if section is not None],
+        warning_of(results),
+        glance(results),
+    )
 
 
 if __name__ == "__main__":

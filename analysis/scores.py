@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -44,6 +45,14 @@ def note_of(results: Results) -> str:
     return ""
 
 
+def warning_of(results: Results) -> str:
+    """Return what must be known before the numbers of a preset are compared with the paper's."""
+    preset = results.presets[0]
+    if preset == "paper" or note_of(results):
+        return note_of(results)
+    return f"{preset} preset: other sizes than the paper's, so the paper's numbers are drawn for orientation"
+
+
 def curve_section(results: Results, figure: published.PaperFigure, *, x: str = "episode") -> Section | None:
     """Return a figure of the paper with our runs in front, or None where we have nothing it is about.
 
@@ -66,6 +75,7 @@ def curve_section(results: Results, figure: published.PaperFigure, *, x: str = "
     )
     blocks: list[Block] = []
     several = curves["variant"].nunique() > 1
+    read = f"Read as the figure above. {STEPS}" if several else READ_STEPS
     if several:
         caption = f"{BAND} Thin steps: the paper's medians of the same designs, in the same colours."
         drawing = build(figure.name, f"{figure.number}. {figure.title}", caption, ours=curves, x=x, paper_band=False)
@@ -76,7 +86,7 @@ def curve_section(results: Results, figure: published.PaperFigure, *, x: str = "
         own = curves[curves["series"] == series]
         name = f"{figure.name}-{slug(series)}" if several else figure.name
         title = f"{series_label(series)} and the paper"
-        drawing = with_commits(build(name, title, READ_STEPS, ours=own, x=x), results, [series])
+        drawing = with_commits(build(name, title, read, ours=own, x=x), results, [series])
         blocks.append(_every_axis(drawing, build, own, x) if series == "base" else drawing)
     if curves.empty:
         caption = f"No evaluation yet. {READ_STEPS}"
@@ -134,7 +144,7 @@ def verdict_table(curves: pd.DataFrame, figure: published.PaperFigure, results: 
             "inside": [f"{a}/{n}" for a, n in zip(counts["inside"], points, strict=True)],
             "above": counts["above"].map(str),
             "below": counts["below"].map(str),
-            "last point at": [f"{e} episodes" for e in counts["last_episode"]],
+            "last point at": counts["last_episode"].map(str),
             "our median": counts["median"].map("{:.0f}".format),
             "paper": [
                 f"{median:.0f} [{low:.0f}, {high:.0f}]"
@@ -159,7 +169,8 @@ def verdict_table(curves: pd.DataFrame, figure: published.PaperFigure, results: 
     data = counts.assign(seeds_expected=expected)
     return Table(
         f"{figure.name}-verdict", f"{figure.number}: ours against the paper's band", caption, data, shown,
-        ("agent", "task", "point by point", "last point at", "verdict"), classes=classes, html=strips,
+        ("agent", "task", "point by point", "verdict"), classes=classes, html=strips,
+        group="agent",
     )  # fmt: skip
 
 
@@ -175,6 +186,36 @@ def _strip(points: pd.DataFrame) -> str:
     return f'<span class="strip">{"".join(marks)}</span>'
 
 
+def glance(results: Results) -> list[tuple[str, str]]:
+    """Return the numbers a reader wants first: (number, what it is)."""
+    expected, _ = results.expected()
+    states = Counter(run.state(results.now) for run in results.runs)
+    facts = [(f"{states['done']} of {len(expected)}", "runs done")]
+    for state in ("running", "failed", "stale"):
+        if states[state]:
+            facts.append((str(states[state]), f"runs {state}"))
+    evals = results.frame("eval")
+    base = evals[(evals["series"] == "base") & (evals["max_return"] == published.MAX_RETURN)]
+    if base.empty:
+        return facts
+    counts = verdict_counts(against_paper(learning_curves(base), published.FIGURES["fig4"]))
+    if len(counts):
+        ends = Counter(counts["verdict"])
+        above = f", {ends['above']} above" if ends["above"] else ""
+        so_far = "" if (base["episode"] == base["last_point"]).any() else " so far"
+        what = f"tasks where PlaNet's last median{so_far} lies inside the paper's band{above}"
+        facts.append((f"{ends['inside']} of {len(counts)}", what))
+    scores = final_scores(base)
+    if len(scores):
+        means = scores.groupby("task")["score"].mean()
+        paper = published.table1().set_index("method").loc["PlaNet", list(means.index)].astype(float).mean()
+        tasks = f"{len(means)} task{'s' * (len(means) > 1)}"
+        facts.append(
+            (f"{means.mean():.0f}", f"PlaNet's mean final return over {tasks}; the paper's there: {paper:.0f}")
+        )
+    return facts
+
+
 # ------------------------------------------------------------------------------------------------------ Table 1
 
 
@@ -186,6 +227,7 @@ def table1_section(results: Results) -> Section:
     data: list[dict[str, object]] = []
     emphasis: list[int] = []
     classes: dict[tuple[int, str], str] = {}
+    markup: dict[tuple[int, str], str] = {}
     ours = {"PlaNet": "base", "CEM + true simulator": "true_simulator"}
     for row in published.table1().to_dict("records"):
         method = str(row["method"])
@@ -247,7 +289,9 @@ def table1_section(results: Results) -> Section:
         "paper's means differ from its medians (reacher easy: 832 and 952), and its table and Figure 4 disagree on A3C "
         "there (285 and 95.6)."
     )
-    table = Table("table1", "Table 1", caption, pd.DataFrame(data), frame, ("method", "source"), emphasis, classes)
+    table = Table(
+        "table1", "Table 1", caption, pd.DataFrame(data), frame, ("method", "source"), emphasis, classes, markup
+    )
     blocks: list[Block] = [table]
     if note := note_of(results):
         blocks.append(Text(note[0].upper() + note[1:] + ".", "warning"))
