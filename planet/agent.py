@@ -72,10 +72,15 @@ class Agent:
         frames = torch.from_numpy(obs).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             belief = self.world_model.filter(state.belief, state.action, frames, generators=state.generators)
+            score = self.world_model.return_predictor(
+                belief,
+                candidates=self.planner.candidates,
+                horizon=self.planner.horizon,
+                generators=state.generators,
+                samples=self.planner.samples,
+            )
             plan = cem.plan(
-                lambda candidates: self.world_model.predict_returns(
-                    belief, candidates, generators=state.generators, samples=self.planner.samples
-                ),
+                score,
                 num_envs=len(state.generators),
                 action_size=self.action_size,
                 horizon=self.planner.horizon,

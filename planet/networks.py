@@ -15,8 +15,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from planet.convolutions import convolve, transposed
+
 Activation = Literal["relu", "elu"]
 ACTIVATIONS = {"relu": F.relu, "elu": F.elu}
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """Return the type that autocast shortens matrix products to on this device; float32 outside autocast."""
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if enabled else torch.float32
 
 
 class Encoder(nn.Module):
@@ -34,9 +42,11 @@ class Encoder(nn.Module):
         self.embed_size = 32 * depth
 
     def forward(self, image: Float[Tensor, "*batch 3 64 64"]) -> Float[Tensor, "*batch embed"]:
-        x = image.reshape(-1, *image.shape[-3:])  # [N, 3, 64, 64]
-        for convolution in self.convolutions:
-            x = F.relu(convolution(x))
+        dtype = compute_dtype(image.device)
+        x = image.reshape(-1, *image.shape[-3:]).to(dtype, memory_format=torch.channels_last)  # [N, 3, 64, 64]
+        for layer in self.convolutions:
+            assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+            x = F.relu_(convolve(x, layer.weight.to(dtype), layer.bias.to(dtype)))
         return x.reshape(*image.shape[:-3], self.embed_size)
 
 
@@ -51,17 +61,38 @@ class Decoder(nn.Module):
     def __init__(self, feature_size: int, depth: int = 32) -> None:
         super().__init__()
         self.dense = nn.Linear(feature_size, 32 * depth)
-        channels = (32 * depth, 4 * depth, 2 * depth, depth, 3)
+        self.first = OnePixelTransposed(32 * depth, 4 * depth, kernel_size=5)
+        channels = (4 * depth, 2 * depth, depth, 3)
         self.convolutions = nn.ModuleList(
             nn.ConvTranspose2d(inputs, outputs, kernel_size=kernel, stride=2)
-            for inputs, outputs, kernel in zip(channels, channels[1:], (5, 5, 6, 6), strict=False)
+            for (inputs, outputs), kernel in zip(itertools.pairwise(channels), (5, 6, 6), strict=True)
         )
 
     def forward(self, features: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch 3 64 64"]:
-        x = self.dense(features.reshape(-1, features.shape[-1]))[:, :, None, None]  # [N, 32 * depth, 1, 1]
-        for i, convolution in enumerate(self.convolutions):
-            x = convolution(F.relu(x) if i else x)
+        dtype = compute_dtype(features.device)
+        x = self.first(self.dense(features.reshape(-1, features.shape[-1])))  # [N, 4 * depth, 5, 5]
+        for layer in self.convolutions:
+            assert isinstance(layer, nn.ConvTranspose2d) and layer.bias is not None
+            x = transposed(F.relu_(x), layer.weight.to(dtype), layer.bias.to(dtype))
         return x.reshape(*features.shape[:-1], *x.shape[1:])
+
+
+class OnePixelTransposed(nn.Module):
+    """Vectors [N, I] to [N, O, k, k], channels last: the transposed convolution of a picture of one pixel.
+
+    That is a dense layer, held as one (`weight` [k * k * O, I], in the order of the output in memory) with one bias for
+    each channel. As a convolution it takes most of the decoder's time.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, kernel_size: int) -> None:
+        super().__init__()
+        self.shape = (kernel_size, kernel_size, outputs)
+        self.weight = nn.Parameter(torch.zeros(kernel_size * kernel_size * outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Float[Tensor, "n inputs"]) -> Float[Tensor, "n outputs k k"]:
+        y = F.linear(x, self.weight).view(-1, *self.shape)
+        return (y + self.bias.to(y.dtype)).permute(0, 3, 1, 2)
 
 
 class RewardHead(nn.Module):
@@ -130,6 +161,10 @@ def initialise(module: nn.Module, generator: torch.Generator | None = None) -> N
         if isinstance(layer, nn.Linear):
             parts = 2 if layer in pairs else 1
             uniform(layer.weight, layer.in_features + layer.out_features // parts)
+            layer.bias.zero_()
+        elif isinstance(layer, OnePixelTransposed):
+            *kernel, outputs = layer.shape
+            uniform(layer.weight, (layer.weight.shape[1] + outputs) * math.prod(kernel))
             layer.bias.zero_()
         elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             uniform(layer.weight, (layer.in_channels + layer.out_channels) * math.prod(layer.kernel_size))

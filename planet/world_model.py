@@ -21,10 +21,11 @@ from planet import objective as terms
 from planet.config import ModelConfig, ObjectiveConfig
 from planet.drnn import DRNN
 from planet.images import IMAGE_SHAPE, preprocess, random_bytes
-from planet.networks import Decoder, Encoder, RewardHead, initialise
+from planet.networks import Decoder, Encoder, RewardHead, compute_dtype, initialise
 from planet.rssm import RSSM
+from planet.rssm_rollout import RSSMRollout
 from planet.ssm import SSM
-from planet.transition import State, Transition
+from planet.transition import State, Transition, float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,21 +199,27 @@ class WorldModel(nn.Module):
 
         Every candidate starts from the state's one sample; its `samples` trajectories are averaged.
         """
-        envs, candidates, horizon, _ = actions.shape
-        rows, size = candidates * samples, self.transition.stoch_size
+        predictor = self.return_predictor(
+            state, candidates=actions.shape[1], horizon=actions.shape[2], generators=generators, samples=samples
+        )
+        return predictor(actions)
+
+    def return_predictor(
+        self,
+        state: State,
+        *,
+        candidates: int,
+        horizon: int,
+        generators: Sequence[torch.Generator],
+        samples: int = 1,
+    ) -> ReturnPredictor:
+        """Return `predict_returns` from `state` for repeated use: a score for `planet.cem.plan`."""
+        envs = state.stoch.shape[0]
         if len(generators) != envs:
-            raise ValueError(f"predict_returns needs one generator for each of the {envs} environments, "
-                             f"got {len(generators)}")  # fmt: skip
-        noise = torch.stack(
-            [torch.randn(horizon, rows, size, generator=g, device=g.device) for g in generators], dim=1
-        ).flatten(1, 2)  # [H, N * J * samples, S]: environment, then candidate, then sample, as below
-        action = actions.repeat_interleave(samples, dim=1).flatten(0, 1).transpose(0, 1)  # [H, N * J * samples, A]
-        state = state.map(lambda x: x.repeat_interleave(rows, dim=0))
-        total = actions.new_zeros(envs * rows)
-        for t in range(horizon):
-            state = self.transition.prior(state, action[t], noise[t])
-            total = total + self.reward(self.transition.features(state)).float()
-        return total.view(envs, candidates, samples).mean(dim=-1)
+            raise ValueError(f"planning needs one generator for each of the {envs} environments, got {len(generators)}")
+        return ReturnPredictor(
+            self, state, candidates=candidates, horizon=horizon, generators=generators, samples=samples
+        )
 
     @torch.no_grad()
     def open_loop(
@@ -242,6 +249,64 @@ class WorldModel(nn.Module):
             state = State.cat([state, imagined], dim=1)
         features = self.transition.features(state)
         return OpenLoop(state, self.decoder(features).float(), self.reward(features).float())
+
+
+class ReturnPredictor:
+    """Candidates [N, J, H, A] to predicted returns [N, J], with fresh noise at every call.
+
+    Converts parameters and allocates memory once, so parameters must not change while it is in use. Made under autocast
+    it computes in autocast's type, wherever it is called.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        state: State,
+        *,
+        candidates: int,
+        horizon: int,
+        generators: Sequence[torch.Generator],
+        samples: int,
+    ) -> None:
+        self.model, self.state, self.generators, self.samples = model, state, generators, samples
+        envs, rows = len(generators), candidates * samples
+        device = state.stoch.device
+        self.noise = torch.empty(envs, horizon, rows, model.transition.stoch_size, device=device)
+        # On a CPU one environment after the other keeps the working memory in the cache; a GPU takes all at once.
+        self.together = envs if device.type == "cuda" else 1
+        self.rollout = None
+        if isinstance(model.transition, RSSM):
+            self.rollout = RSSMRollout(
+                model.transition, model.reward, envs=self.together, rows=rows, horizon=horizon,
+                dtype=compute_dtype(device),
+            )  # fmt: skip
+
+    @torch.no_grad()
+    def __call__(self, actions: Float[Tensor, "env candidate horizon action"]) -> Float[Tensor, "env candidate"]:
+        for noise, generator in zip(self.noise, self.generators, strict=True):
+            noise.normal_(generator=generator)  # in place: fresh pages of memory take longer than the numbers
+        if self.samples > 1:
+            actions = actions.repeat_interleave(self.samples, dim=1)
+        returns = self._step_by_step(actions) if self.rollout is None else self._roll_out(self.rollout, actions)
+        return returns.unflatten(1, (-1, self.samples)).mean(dim=-1)
+
+    def _roll_out(self, rollout: RSSMRollout, actions: Tensor) -> Tensor:
+        returns = []
+        with float32(actions.device):  # converted by hand, once
+            for first in range(0, len(actions), self.together):
+                part = slice(first, first + self.together)
+                returns.append(rollout(self.state.map(lambda x, p=part: x[p]), actions[part], self.noise[part]))
+        return torch.cat(returns)
+
+    def _step_by_step(self, actions: Tensor) -> Tensor:
+        envs, rows, horizon, _ = actions.shape
+        transition = self.model.transition
+        state = self.state.map(lambda x: x.repeat_interleave(rows, dim=0))
+        total = actions.new_zeros(envs * rows)
+        for t in range(horizon):
+            state = transition.prior(state, actions[:, :, t].flatten(0, 1), self.noise[:, t].flatten(0, 1))
+            total = total + self.model.reward(transition.features(state)).float()
+        return total.view(envs, rows)
 
 
 def make_transition(model: ModelConfig, action_size: int, embed_size: int) -> Transition:

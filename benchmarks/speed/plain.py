@@ -47,11 +47,17 @@ def decode(model: WorldModel, features: Tensor) -> Tensor:
     """[N, F] to [N, 3, 64, 64]."""
     x = F.linear(features, model.decoder.dense.weight, model.decoder.dense.bias)[:, :, None, None]
     layers: Any = model.decoder.convolutions
-    first, second, third, fourth = layers
-    x = F.relu(F.conv_transpose2d(x, first.weight, first.bias, stride=2))
+    second, third, fourth = layers
+    x = F.relu(F.conv_transpose2d(x, first_kernel(model), model.decoder.first.bias, stride=2))
     x = F.relu(F.conv_transpose2d(x, second.weight, second.bias, stride=2))
     x = F.relu(F.conv_transpose2d(x, third.weight, third.bias, stride=2))
     return F.conv_transpose2d(x, fourth.weight, fourth.bias, stride=2)
+
+
+def first_kernel(model: WorldModel) -> Tensor:
+    """The kernel of the decoder's first transposed convolution, [I, O, 5, 5], which the model holds as a matrix."""
+    first = model.decoder.first
+    return first.weight.view(*first.shape, -1).permute(3, 2, 0, 1).contiguous()
 
 
 def predict_reward(model: WorldModel, features: Tensor) -> Tensor:

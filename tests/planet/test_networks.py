@@ -85,11 +85,12 @@ def test_gaussian_head_std_is_softplus_plus_minimum() -> None:
 def test_kernels_start_glorot_uniform_and_biases_zero() -> None:
     model = WorldModel(ModelConfig(), ObjectiveConfig(), 6, torch.Generator().manual_seed(0))
     rssm: Any = model.transition
-    first, last = model.encoder.convolutions[0], model.decoder.convolutions[3]
+    first, last = model.encoder.convolutions[0], model.decoder.convolutions[2]
 
     # name -> kernel, fan in + fan out of the matrix TensorFlow 1 would hold
     kernels: dict[str, tuple[Any, int]] = {
         "first convolution": (first.weight, 3 * 16 + 32 * 16),
+        "first deconvolution": (model.decoder.first.weight, 1024 * 25 + 128 * 25),
         "last deconvolution": (last.weight, 32 * 36 + 3 * 36),
         "decoder's dense": (model.decoder.dense.weight, 230 + 1024),
         "reward output": (model.reward.output.weight, 200 + 1),

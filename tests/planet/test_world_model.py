@@ -92,7 +92,7 @@ def test_loss_by_hand() -> None:
         for parameter in model.parameters():
             parameter.zero_()
         rssm: Any = model.transition
-        last: Any = model.decoder.convolutions[3]
+        last: Any = model.decoder.convolutions[2]
         last.bias.fill_(0.25)
         model.reward.output.bias.fill_(2.0)
         rssm.posterior_head.output.bias[:5] = 1.0  # means 1 against the prior's 0
@@ -325,7 +325,7 @@ def test_one_generator_per_environment_is_demanded() -> None:
 
     with pytest.raises(ValueError, match="one generator for each of the 2 environments, got 1"):
         model.filter(model.initial(2), action[:, 0], obs[:, 0], generators=seeded(0))
-    with pytest.raises(ValueError, match="one generator for each of the 2 environments, got 3"):
+    with pytest.raises(ValueError, match="planning needs one generator for each of the 2 environments, got 3"):
         model.predict_returns(some_state(model, 2), torch.zeros(2, 4, 3, ACTIONS), generators=seeded(0, 1, 2))
 
 

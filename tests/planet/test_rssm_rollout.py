@@ -1,0 +1,152 @@
+"""The planner's inner loop equals the plain one: returns, elites, plans."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.speed import plain
+from planet.config import ModelConfig, ObjectiveConfig
+from planet.networks import compute_dtype
+from planet.rssm import RSSM
+from planet.rssm_rollout import RSSMRollout
+from planet.transition import State
+from planet.world_model import WorldModel
+
+SMALL: dict[str, Any] = {"conv_depth": 4, "stoch": 5, "deter": 12, "hidden": 10, "reward_units": 9}
+PAPER: dict[str, Any] = {"conv_depth": 4}
+ENVS, ROWS, HORIZON, ACTIONS = 3, 40, 6, 2
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def build(**changes: Any) -> WorldModel:
+    model = WorldModel(ModelConfig(**SMALL | changes), ObjectiveConfig(), ACTIONS, seeded(0))
+    with torch.no_grad():  # biases that are not zero
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=seeded(parameter.numel())))
+    return model
+
+
+def state_of(model: WorldModel, envs: int = ENVS) -> tuple[State, plain.Latent]:
+    g, transition = seeded(1), model.transition
+    h = torch.rand(envs, transition.deter_size, generator=g) * 2 - 1
+    s, mean, std = torch.rand(3, envs, transition.stoch_size, generator=g)
+    return State(h, s, mean, std), plain.Latent(h, s, mean, std)
+
+
+def inputs(model: WorldModel, envs: int = ENVS, rows: int = ROWS, horizon: int = HORIZON) -> tuple[Tensor, Tensor]:
+    """Actions [N, R, H, A] and noise [N, H, R, S]."""
+    g = seeded(2)
+    actions = torch.rand(envs, rows, horizon, ACTIONS, generator=g) * 2 - 1
+    return actions, torch.randn(envs, horizon, rows, model.transition.stoch_size, generator=g)
+
+
+def rollout_of(model: WorldModel, dtype: torch.dtype = torch.float32, *, envs: int = ENVS, rows: int = ROWS,
+               horizon: int = HORIZON) -> RSSMRollout:  # fmt: skip
+    assert isinstance(model.transition, RSSM)
+    return RSSMRollout(model.transition, model.reward, envs=envs, rows=rows, horizon=horizon, dtype=dtype)
+
+
+@torch.no_grad()
+def roll(rollout: RSSMRollout, state: State, actions: Tensor, noise: Tensor) -> Tensor:
+    return rollout(state, actions, noise)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, PAPER, {"activation": "elu"}, {"mean_only": True}, {"reward_layers": 1}, {"reward_layers": 3}],
+    ids=str,
+)
+def test_returns_equal_the_plain_loop(changes: dict[str, Any]) -> None:
+    model = build(**changes)
+    state, latent = state_of(model)
+    actions, noise = inputs(model)
+
+    returns = roll(rollout_of(model), state, actions, noise)
+
+    expected = plain.returns(model, latent, actions, noise.transpose(0, 1).flatten(1, 2))
+    torch.testing.assert_close(returns, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_second_call_remembers_nothing_of_the_first() -> None:
+    model = build()
+    state, _ = state_of(model)
+    actions, noise = inputs(model)
+    rollout = rollout_of(model)
+
+    first = roll(rollout, state, actions, noise)
+    roll(rollout, state.map(lambda x: x + 1), -actions, noise + 1)
+
+    assert torch.equal(roll(rollout, state, actions, noise), first)
+
+
+def test_elites_are_those_of_the_plain_loop_at_paper_size() -> None:
+    model = WorldModel(ModelConfig(), ObjectiveConfig(), 6, seeded(0))
+    state, latent = state_of(model, 1)
+    g = seeded(3)
+    actions, noise = torch.rand(1, 1000, 12, 6, generator=g) * 2 - 1, torch.randn(1, 12, 1000, 30, generator=g)
+
+    scores = roll(rollout_of(model, envs=1, rows=1000, horizon=12), state, actions, noise)
+
+    expected = plain.returns(model, latent, actions, noise.flatten(0, 1))
+    assert set(scores[0].topk(100).indices.tolist()) == set(expected[0].topk(100).indices.tolist())
+
+
+def test_bfloat16_ranks_candidates_almost_as_float32_does() -> None:
+    model = WorldModel(ModelConfig(), ObjectiveConfig(), 6, seeded(0))
+    state, latent = state_of(model, 1)
+    g = seeded(3)
+    actions, noise = torch.rand(1, 1000, 12, 6, generator=g) * 2 - 1, torch.randn(1, 12, 1000, 30, generator=g)
+
+    scores = roll(rollout_of(model, torch.bfloat16, envs=1, rows=1000, horizon=12), state, actions, noise)
+
+    expected = plain.returns(model, latent, actions, noise.flatten(0, 1))
+    assert scores.dtype == torch.float32
+    assert torch.corrcoef(torch.cat([scores, expected]))[0, 1] > 0.999
+    common = set(scores[0].topk(100).indices.tolist()) & set(expected[0].topk(100).indices.tolist())
+    assert len(common) >= 90
+
+
+def test_all_environments_at_once_equal_one_after_the_other() -> None:
+    model = build()
+    state, _ = state_of(model)
+    generators = [seeded(n) for n in range(ENVS)]
+    actions, _ = inputs(model)
+
+    predictor = model.return_predictor(state, candidates=ROWS, horizon=HORIZON, generators=generators)
+    one_by_one = predictor(actions)
+    at_once = roll(rollout_of(model), state, actions, predictor.noise)
+
+    torch.testing.assert_close(one_by_one, at_once)
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_predictor_draws_fresh_noise_at_each_call_and_its_first_call_is_predict_returns(samples: int) -> None:
+    model = build()
+    state, _ = state_of(model)
+    actions, _ = inputs(model)
+    settings: dict[str, Any] = {"candidates": ROWS, "horizon": HORIZON, "samples": samples}
+
+    predictor = model.return_predictor(state, generators=[seeded(n) for n in range(ENVS)], **settings)
+    first, second = predictor(actions), predictor(actions)
+
+    same = model.predict_returns(state, actions, generators=[seeded(n) for n in range(ENVS)], samples=samples)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, second)
+
+
+def test_a_predictor_made_under_autocast_is_short_and_its_scores_are_not() -> None:
+    model = build()
+    state, _ = state_of(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert compute_dtype(torch.device("cpu")) is torch.bfloat16
+        predictor = model.return_predictor(
+            state, candidates=ROWS, horizon=HORIZON, generators=[seeded(n) for n in range(ENVS)]
+        )
+
+    assert predictor.rollout is not None and predictor.rollout.memory.dtype is torch.bfloat16
+    assert predictor(inputs(model)[0]).dtype is torch.float32
