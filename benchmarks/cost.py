@@ -1,8 +1,8 @@
 """What a run will cost: an estimate in hours from its configuration, by counting multiplications. Not a promise.
 
-Two parts make up a run: gradient updates and planned decisions. Each is taken as a fixed time (launching kernels) plus
-its multiplications over a rate; fixed times and rates were measured with `benchmarks/packing.py` at paper size. An
-estimate is within a factor of two on like hardware.
+Three parts make up a run: gradient updates, planned decisions, and pictures. Of the first two each has a fixed time per
+step in time (overhead of calls, kernels launched one after the other) and its multiplications over a rate.
+`benchmarks/packing.py` measures the truth for one machine.
 """
 
 from __future__ import annotations
@@ -19,20 +19,32 @@ class Hardware:
 
     name: str
     unit: str
-    update_seconds: float
-    update_rate: float
-    decision_seconds: float
-    decision_rate: float
-    env_step_seconds: float = 0.0005
-    """One environment step with its share of a picture, on the processor in either case."""
+    update_step_seconds: float
+    """Fixed time of an update for each of the chunk's steps, gradient included."""
+    plan_step_seconds: float
+    """Fixed time of a decision for each step of each iteration's rollout."""
+    rate: float
+    picture_seconds: float
+    """One decision in the environment: physics and a picture."""
 
 
 CPU_CORE = Hardware(
-    name="processor core", unit="core", update_seconds=0.02, update_rate=12e9, decision_seconds=0.02, decision_rate=20e9
+    name="processor core",
+    unit="core",
+    update_step_seconds=0.003,
+    plan_step_seconds=0.0004,
+    rate=28e9,
+    picture_seconds=0.02,
 )
-"""One core of a 2024 server processor, one thread."""
-GPU = Hardware(name="GPU", unit="GPU", update_seconds=0.06, update_rate=6e12, decision_seconds=0.05, decision_rate=6e12)
-"""One H200, float32 (TF32)."""
+"""Measured on one core of a 2024 server processor (AMD EPYC), one thread, float32, pictures drawn in software."""
+GPU = Hardware(
+    name="GPU", unit="GPU", update_step_seconds=0.0006, plan_step_seconds=0.0001, rate=20e12, picture_seconds=0.003
+)
+"""Assumed for a data-centre GPU of 2024, not measured."""
+
+
+START_SECONDS = 10.0
+"""Of processor time for any run: loading libraries, contexts, predictions at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +64,7 @@ def estimate(config: Config, hardware: Hardware) -> Cost:
     lengths = [config.env.episode_env_steps // (config.env.action_repeat or task.action_repeat) for task in members]
     action_size = max(task.action_size for task in members)
     updates = schedule.updates_per_cycle(len(members)) * schedule.train_episodes
-    env_steps = (schedule.seed_episodes + schedule.train_episodes + evals) * config.env.episode_env_steps * len(members)
+    pictures = (schedule.seed_episodes + schedule.train_episodes + evals) * sum(lengths)
     if planner.dynamics == "simulator":
         # Nothing is learned; a decision steps the simulator, which no GPU does.
         decisions = schedule.eval_episodes * sum(lengths)
@@ -61,11 +73,13 @@ def estimate(config: Config, hardware: Hardware) -> Cost:
     decisions = (trained + evals) * sum(lengths)
     # Evaluation episodes advance together: their decisions share the fixed time.
     calls = (trained + evals / schedule.eval_episodes) * sum(lengths)
+    update = 3 * update_multiplications(config, action_size) / hardware.rate
     seconds = (
-        updates * (hardware.update_seconds + 3 * update_multiplications(config, action_size) / hardware.update_rate)
-        + calls * hardware.decision_seconds
-        + decisions * decision_multiplications(config, action_size) / hardware.decision_rate
-        + env_steps * hardware.env_step_seconds
+        updates * (update + config.batch.chunk * hardware.update_step_seconds)
+        + calls * planner.iterations * planner.horizon * hardware.plan_step_seconds
+        + decisions * decision_multiplications(config, action_size) / hardware.rate
+        + pictures * hardware.picture_seconds
+        + START_SECONDS
     )
     return Cost(updates, decisions, seconds / 3600)
 

@@ -148,6 +148,7 @@ import sys
 from pathlib import Path
 from benchmarks.executors import local
 from benchmarks.executors.pool import Slot
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits "ignore"
 paths = [Path(p) for p in sys.argv[2:]]
 def command(path):
     return [sys.executable, sys.argv[1], str(path)]
@@ -185,8 +186,11 @@ def test_a_second_interrupt_of_the_launcher_ends_all_runs_at_once(tmp_path):
     launcher = launch(runs)
     launcher.send_signal(signal.SIGINT)
     assert launcher.stdout is not None
-    while "stopping" not in launcher.stdout.readline():
-        continue
+    for line in launcher.stdout:
+        if "stopping" in line:
+            break
+    else:
+        raise AssertionError("the launcher ended without saying that it stops")
     launcher.send_signal(signal.SIGINT)
     output, _ = launcher.communicate(timeout=20)
 
