@@ -18,10 +18,10 @@ def gaps_section(results: Results) -> Section:
     expected, planned = results.expected()
     runs = {(run.variant, run.task, run.seed): run for run in results.runs}
     short = {problem.where for problem in results.problems if problem.kind == "short"}
-    unusable = {problem.where for problem in results.problems if problem.kind == "unusable"}
+    unusable = {(variant, task, seed) for _, variant, task, seed in results.unusable}
     states = {
-        key: _state(runs.get(key), key, results, short=short, unusable=unusable) for key in sorted(expected)
-    }  # fmt: skip
+        key: "unusable" if key in unusable else _state(runs.get(key), results.now, short) for key in sorted(expected)
+    }
     done = sum(state == "done" for state in states.values())
     suites = sorted({plan.suite for plan in results.plans})
     basis = (
@@ -47,11 +47,10 @@ def gaps_section(results: Results) -> Section:
     return Section("gaps", "What is here, and what is missing", blocks, lead)
 
 
-def _state(run: Run | None, key: tuple[str, str, int], results: Results, *, short: set[str], unusable: set[str]) -> str:
-    name = f"{key[0]}/{key[1]}/seed_{key[2]}"
+def _state(run: Run | None, now: float, short: set[str]) -> str:
     if run is None:
-        return "unusable" if any(where.endswith(f"/{name}") for where in unusable) else "missing"
-    return "short" if run.name in short else run.state(results.now)
+        return "missing"
+    return "short" if run.name in short else run.state(now)
 
 
 def _matrix(states: dict[tuple[str, str, int], str]) -> Matrix:

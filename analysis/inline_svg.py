@@ -24,7 +24,7 @@ def inline(svg: str, prefix: str, label: str) -> str:
     body = re.sub(r"url\(#", f"url(#{prefix}-", body)
     for hex_colour, variable in VARIABLES.items():
         body = body.replace(hex_colour, f"var({variable})")
-    body = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", r"font: \1var(--sans)", body)
+    body = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans)", body)
     body = re.sub(r"<g>\s*</g>", "", body)
     # Coordinates to a hundredth of a point: inside tags only, the numbers between them are what readers read.
     body = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(-?\d+\.\d{2})\d+", r"\1", tag[0]), body)

@@ -106,8 +106,8 @@ def make_report(
         if variants is not None:
             _check_variants(variants, results)
             results = _only(results, set(variants))
-        if not results.runs and not results.plans:
-            raise BadInput("no run can be used: " + "; ".join(_unusable(results)))
+        if not results.runs and not any(plan.runs for plan in results.plans):
+            raise BadInput("no run can be used: " + ("; ".join(_unusable(results)) or "none is of what was asked for"))
         by_preset = [results.of(preset) for preset in results.presets]
         parts = [part_of(own, suite=suite, x=x, overlays=others) for own in by_preset]
         index = page.write(parts, results, out, mapper=mapper)
@@ -171,8 +171,9 @@ def _only(results: Results, variants: set[str]) -> Results:
         results.folders,
         [run for run in results.runs if run.variant in variants],
         [Plan(p.suite, p.preset, [entry for entry in p.runs if entry[0] in variants]) for p in results.plans],
-        [problem for problem in results.problems if problem.kind == "unusable" or about(problem.where)],
+        [problem for problem in results.problems if about(problem.where)],
         results.now,
+        [key for key in results.unusable if key[1] in variants],
     )
 
 

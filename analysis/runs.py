@@ -242,12 +242,15 @@ class Results:
     plans: list[Plan] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     now: float = 0.0
+    unusable: list[tuple[str, str, str, int]] = field(default_factory=list)
+    """(preset, variant, task, seed) of runs that could not be read, as their paths say."""
     _frames: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)
 
     @property
     def presets(self) -> list[str]:
         order = {"paper": 0, "quick": 1, "smoke": 3}
         names = {run.preset for run in self.runs} | {plan.preset for plan in self.plans}
+        names |= {preset for preset, *_ in self.unusable}
         return sorted(names, key=lambda name: (order.get(name, 2), name))
 
     def of(self, preset: str) -> Results:
@@ -258,6 +261,7 @@ class Results:
             plans=[plan for plan in self.plans if plan.preset == preset],
             problems=[problem for problem in self.problems if problem.preset in ("", preset)],
             now=self.now,
+            unusable=[key for key in self.unusable if key[0] == preset],
         )
 
     def expected(self) -> tuple[set[tuple[str, str, int]], bool]:
@@ -266,6 +270,7 @@ class Results:
         Without a plan it is the closure of what is there: every task and every seed seen of a variant.
         """
         there = {(run.variant, run.task, run.seed) for run in self.runs}
+        there |= {(variant, task, seed) for _, variant, task, seed in self.unusable}
         if self.plans:
             return there | {entry for plan in self.plans for entry in plan.runs}, True
         closure: set[tuple[str, str, int]] = set()
@@ -346,7 +351,11 @@ def load(
     runs: dict[tuple[str, str, str, int], Run] = {}
     for path, read in zip(paths, mapper(_read_or_why, paths), strict=True):
         if isinstance(read, str):
-            results.problems.append(Problem("unusable", str(path), read))
+            key = _key_of(path)
+            if key is not None:
+                results.unusable.append(key)
+            where = "{1}/{2}/seed_{3}".format(*key) if key else str(path)
+            results.problems.append(Problem("unusable", where, read, key[0] if key else ""))
         elif (first := runs.setdefault(read.key, read)).path.resolve() != path.resolve():
             text = f"{path} is the same run (preset, variant, task, seed) as {first.path}: only that is used"
             results.problems.append(Problem("duplicate", read.name, text, read.preset))
@@ -356,6 +365,13 @@ def load(
     order = list(PROBLEMS)
     results.problems.sort(key=lambda p: (order.index(p.kind), p.preset))
     return results
+
+
+def _key_of(path: Path) -> tuple[str, str, str, int] | None:
+    """Return what `<preset>/<variant>/<task>/seed_<k>` says a run is, for runs whose own files cannot say it."""
+    parts = path.resolve().parts[-4:]
+    found = re.fullmatch(r"seed_(\d+)", parts[-1])
+    return (*parts[:3], int(found[1])) if found and len(parts) == 4 else None
 
 
 def _read_or_why(path: Path) -> Run | str:
@@ -544,11 +560,10 @@ def _find_problems(results: Results) -> None:
         part = results.of(preset)
         expected, _ = part.expected()
         there = {(run.variant, run.task, run.seed) for run in part.runs}
-        unread = [str(p.where) for p in results.problems if p.kind == "unusable"]
+        there |= {(variant, task, seed) for _, variant, task, seed in part.unusable}
         for variant, task, seed in sorted(expected - there):
             name = f"{variant}/{task}/seed_{seed}"
-            if not any(where.endswith(f"{preset}/{name}") for where in unread):
-                results.problems.append(Problem("missing", name, "planned, no run directory yet", preset))
+            results.problems.append(Problem("missing", name, "planned, no run directory yet", preset))
         for run in part.runs:
             results.problems += _problems_of(run, results.now)
 

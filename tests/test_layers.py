@@ -6,9 +6,34 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DATA = {"gl", "camera", "held_out", "camera", "envs", "counting_env", "parallel_envs", "replay", "rollout", "episode_store", "held_out"}
+DATA = {
+    "gl",
+    "camera",
+    "held_out",
+    "camera",
+    "envs",
+    "counting_env",
+    "parallel_envs",
+    "replay",
+    "rollout",
+    "episode_store",
+    "held_out",
+}
 DATA |= {"simulator_rewards", "simulator_score"}
-MODEL = {"images", "convolutions", "networks", "rssm", "rssm_rollout", "ssm", "drnn", "transition", "state", "objective", "world_model", "cem"}
+MODEL = {
+    "images",
+    "convolutions",
+    "networks",
+    "rssm",
+    "rssm_rollout",
+    "ssm",
+    "drnn",
+    "transition",
+    "state",
+    "objective",
+    "world_model",
+    "cem",
+}
 SHARED = {"config", "tasks", "presets"}
 
 

@@ -144,6 +144,7 @@ def test_tail_and_last_line(tmp_path):
 
 
 LAUNCHER = """
+import signal
 import sys
 from pathlib import Path
 from benchmarks.executors import local

@@ -1,0 +1,149 @@
+"""Effects are paired differences by seed; verdicts follow from the interval and the paper's number alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_runs import make_run, returns_of
+
+from analysis import published
+from analysis.ablation_tables import ablation_section, claims_table, effect_frame, effects, judge
+from analysis.aggregate import Interval
+from analysis.runs import load
+
+
+def levels(level: float, step: float = 1.0):
+    return lambda episode, seed: [level + step * seed - 5.0, level + step * seed + 5.0]
+
+
+def run(runs: Path, variant: str, seed: int, level: float, **options: object) -> None:
+    make_run(runs, variant=variant, seed=seed, returns=levels(level), train_rows=False, metrics_every=500, **options)  # type: ignore[arg-type]
+
+
+def test_effects_are_differences_of_the_same_seed_at_the_end(tmp_path: Path) -> None:
+    for seed in range(4):
+        run(tmp_path, "base", seed, 650.0)
+    for seed, level in ((0, 300.0), (1, 320.0), (3, 340.0), (7, 0.0)):
+        run(tmp_path, "stochastic", seed, level)
+
+    (effect,), apart = effects(load([tmp_path]))
+
+    assert effect.seeds == (0, 1, 3)  # base has no seed 7, stochastic no seed 2
+    assert effect.differences == (-350.0, -330.0, -310.0)
+    assert effect.interval.value == pytest.approx(-330.0)
+    assert -350.0 <= effect.interval.low < effect.interval.high <= -310.0
+    assert effect.final and effect.episode == 1005 and apart == []
+    paper = pd.read_csv(published.REFERENCE / "fig4_model_designs.csv")
+    paper = paper[paper["task"] == "cheetah_run"]
+    last_five = {name: own["median_return"].tail(5).mean() for name, own in paper.groupby("variant")}
+    assert effect.paper == pytest.approx(last_five["Stochastic (SSM)"] - last_five["PlaNet (RSSM)"])
+    assert effect.verdict == "agrees"
+
+
+def test_variants_about_another_variant_are_compared_with_that(tmp_path: Path) -> None:
+    for seed in range(3):
+        run(tmp_path, "base", seed, 900.0)
+        run(tmp_path, "drnn", seed, 100.0)
+        run(tmp_path, "drnn_overshooting", seed, 200.0)
+
+    found, _ = effects(load([tmp_path]))
+
+    by_variant = {effect.variant: effect for effect in found}
+    assert by_variant["drnn"].against == "base" and by_variant["drnn"].interval.value == pytest.approx(-800.0)
+    overshooting = by_variant["drnn_overshooting"]
+    assert overshooting.against == "drnn" and overshooting.interval.value == pytest.approx(100.0)
+    assert overshooting.paper == pytest.approx(
+        published.final_level("fig8", "DRNN + Overshooting", "cheetah_run")
+        - published.final_level("fig8", "DRNN", "cheetah_run")  # type: ignore[operator]
+    )
+
+
+def test_pairs_made_otherwise_are_not_compared_and_that_is_said(tmp_path: Path) -> None:
+    run(tmp_path, "base", 0, 650.0)
+    run(tmp_path, "base", 1, 650.0)
+    run(tmp_path, "stochastic", 0, 300.0, resolved={"precision": "bfloat16"})
+    run(tmp_path, "stochastic", 1, 300.0, changes={"planner.candidates": 500})
+
+    results = load([tmp_path])
+    found, apart = effects(results)
+
+    assert found == []
+    assert [text.split(": ")[1] for _, text in apart] == ["planner.candidates differ", "precision differ"] or [
+        text.split(": ")[1] for _, text in apart
+    ] == ["precision differ", "planner.candidates differ"]
+    section = ablation_section(results)
+    assert section is not None and len(section.blocks) == 1
+
+
+def test_an_effect_so_far_says_where_and_of_whom(tmp_path: Path) -> None:
+    for seed in range(4):
+        run(tmp_path, "base", seed, 650.0)
+        run(tmp_path, "stochastic", seed, 300.0, until=500 if seed < 3 else 100, state="running")
+
+    (effect,), _ = effects(load([tmp_path]))
+
+    assert not effect.final and effect.episode == 452
+    assert effect.seeds == (0, 1, 2) and effect.expected == 4
+    assert "so far" in effect_frame_text(effect)
+
+
+def effect_frame_text(effect: object) -> str:
+    return claims_table([effect]).markdown()  # type: ignore[list-item]
+
+
+def test_every_number_of_the_tables_is_numpys(tmp_path: Path) -> None:
+    tasks = ("cartpole_swingup", "walker_walk")
+    for variant in ("base", "random_collection"):
+        for task in tasks:
+            for seed in range(5):
+                make_run(tmp_path, variant=variant, task=task, seed=seed, train_rows=False, metrics_every=500)
+
+    found, _ = effects(load([tmp_path]))
+    by_task, claims = effect_frame(found), claims_table(found).data
+
+    differences = {
+        task: [
+            np.mean(returns_of("random_collection", task)(1005, seed)) - np.mean(returns_of("base", task)(1005, seed))
+            for seed in range(5)
+        ]
+        for task in tasks
+    }
+    for row in by_task.to_dict("records"):
+        np.testing.assert_allclose(row["effect"], np.mean(differences[row["task"]]))
+        np.testing.assert_allclose([float(d) for d in row["differences"].split()], differences[row["task"]])
+        assert row["pairs"] == row["pairs_expected"] == 5
+    assert claims["effect"].item() == pytest.approx(np.mean([np.mean(d) for d in differences.values()]))
+    assert claims["low"].item() <= claims["effect"].item() <= claims["high"].item()
+
+
+@pytest.mark.parametrize(
+    ("interval", "pairs", "paper", "verdict"),
+    [
+        (Interval(-300, -350, -250), 5, -300.0, "agrees"),
+        (Interval(-300, -350, -250), 2, -300.0, "not enough runs"),
+        (Interval(300, 250, 350), 5, -300.0, "disagrees"),
+        (Interval(10, -40, 60), 5, -300.0, "disagrees"),
+        (Interval(10, -40, 60), 5, 20.0, "agrees"),
+        (Interval(30, 10, 50), 5, 20.0, "agrees"),
+        (Interval(200, 150, 250), 5, 20.0, "disagrees"),
+        (Interval(-60, -180, 70), 5, -300.0, "not enough runs"),
+        (Interval(-60, float("nan"), float("nan")), 5, -300.0, "not enough runs"),
+        (Interval(-60, -80, -20), 5, None, ""),
+    ],
+)
+def test_verdicts(interval: Interval, pairs: int, paper: float | None, verdict: str) -> None:
+    assert judge(interval, pairs, paper) == verdict
+
+
+def test_the_multitask_agent_is_paired_with_the_separate_agent_of_each_task(tmp_path: Path) -> None:
+    run(tmp_path, "multitask", 0, 400.0, task="dmc6")
+    for task in ("cheetah_run", "walker_walk"):
+        run(tmp_path, "base", 0, 600.0, task=task)
+
+    found, apart = effects(load([tmp_path]))
+
+    assert apart == []
+    assert {effect.task: effect.differences for effect in found} == {"cheetah_run": (-200.0,), "walker_walk": (-200.0,)}

@@ -1,0 +1,274 @@
+"""What is missing or wrong is said by name; what cannot be pooled is not; bad input ends in a sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from synthetic_runs import make_run, write_plan
+
+from analysis.gaps import gaps_section
+from analysis.report import main, make_report
+from analysis.runs import BadInput, Problem, Results, load, read_jsonl
+
+NOW = 2_000_000_000.0
+DIRTY = {"commit": "c0ffee0123456789", "dirty": True}
+
+
+def problems(results: Results, kind: str) -> list[Problem]:
+    return [problem for problem in results.problems if problem.kind == kind]
+
+
+def short_run(runs: Path, **arguments: object) -> Path:
+    options = {"preset": "smoke", "heartbeat": NOW, "returns": lambda episode, seed: [1.0, 3.0]} | arguments
+    return make_run(runs, **options).path  # type: ignore[arg-type]
+
+
+def test_every_state_is_told_from_the_others(tmp_path: Path) -> None:
+    short_run(tmp_path, seed=0)
+    short_run(tmp_path, seed=1, until=2, state="failed", error="NonFiniteLoss: image became nan at update 41")
+    short_run(tmp_path, seed=2, until=3, state="running", heartbeat=NOW - 30)
+    short_run(tmp_path, seed=3, until=3, state="running", heartbeat=NOW - 3600)
+    short_run(tmp_path, seed=4, until=3, state="stopped")
+    short_run(tmp_path, seed=5, until=3, state="done")
+    write_plan(tmp_path, "smoke", "dmc6", [("base", "cheetah_run", seed) for seed in range(7)])
+
+    results = load([tmp_path], now=NOW)
+
+    said = {problem.kind: (problem.where, problem.text) for problem in results.problems}
+    assert said["failed"] == (
+        "base/cheetah_run/seed_1", "after 2 of 4 episodes: NonFiniteLoss: image became nan at update 41"
+    )  # fmt: skip
+    assert said["running"] == ("base/cheetah_run/seed_2", "at 3 of 4 episodes")
+    assert said["stale"][0] == "base/cheetah_run/seed_3" and "silent for 1.0 hours" in said["stale"][1]
+    assert said["stopped"][0] == "base/cheetah_run/seed_4"
+    assert said["short"] == ("base/cheetah_run/seed_5", "0 of 1 evaluations are complete (2 episodes each)")
+    assert said["missing"][0] == "base/cheetah_run/seed_6"
+    assert len(results.problems) == 6
+    section = gaps_section(results)
+    assert section.lead.startswith("<strong>1 of 7</strong>")
+
+
+def test_without_a_plan_every_seen_task_is_expected_with_every_seen_seed(tmp_path: Path) -> None:
+    short_run(tmp_path, task="cheetah_run", seed=0)
+    short_run(tmp_path, task="walker_walk", seed=3)
+
+    results = load([tmp_path], now=NOW)
+
+    missing = {problem.where for problem in problems(results, "missing")}
+    assert missing == {"base/cheetah_run/seed_3", "base/walker_walk/seed_0"}
+    assert "no plan file is there" in gaps_section(results).lead
+
+
+def test_a_torn_last_line_is_skipped_and_counted(tmp_path: Path) -> None:
+    path = short_run(tmp_path)
+    with (path / "episodes.jsonl").open("a") as file:
+        file.write('{"task": "cheetah_run", "kind": "ev')
+
+    results = load([tmp_path], now=NOW)
+
+    assert len(results.frame("eval")) == 2
+    (torn,) = problems(results, "torn")
+    assert torn.text == "1 line that are not JSON" or torn.text.startswith("1 line")
+
+
+def test_lines_that_are_json_but_no_objects_count_as_torn(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n[1, 2]\n{"a": 2}\n')
+
+    assert read_jsonl(tmp_path / "rows.jsonl") == ([{"a": 1}, {"a": 2}], 1)
+
+
+def test_a_run_in_two_folders_is_used_once_and_said(tmp_path: Path) -> None:
+    short_run(tmp_path / "first")
+    short_run(tmp_path / "second", returns=lambda episode, seed: [70.0, 70.0])
+
+    results = load([tmp_path / "first", tmp_path / "second"], now=NOW)
+
+    assert sorted(results.frame("eval")["return"]) == [1.0, 3.0]
+    (duplicate,) = problems(results, "duplicate")
+    assert str(tmp_path / "second") in duplicate.text and str(tmp_path / "first") in duplicate.text
+
+
+def test_rows_written_twice_are_used_once_and_said(tmp_path: Path) -> None:
+    path = short_run(tmp_path)
+    rows = (path / "episodes.jsonl").read_text().splitlines()
+    (path / "episodes.jsonl").write_text("\n".join([*rows, rows[-1]]) + "\n")
+
+    results = load([tmp_path], now=NOW)
+
+    assert len(results.frame("eval")) == 2
+    assert "1 episode rows are there twice" in problems(results, "duplicate")[0].text
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "named"),
+    [
+        ({"resolved": {"precision": "float32"}}, {"resolved": {"precision": "bfloat16"}}, ("float32", "bfloat16")),
+        ({"resolved": {"picture": "exact"}}, {"resolved": {"picture": "fast"}}, ("exact pictures", "fast pictures")),
+        ({}, {"git": DIRTY}, ("clean commits", "uncommitted changes on c0ffee0")),
+        ({}, {"changes": {"planner.candidates": 30}}, ("planner.candidates=20", "planner.candidates=30")),
+    ],
+)
+def test_runs_made_otherwise_are_not_pooled_and_that_is_said(
+    tmp_path: Path, first: dict[str, object], second: dict[str, object], named: tuple[str, str]
+) -> None:
+    short_run(tmp_path, seed=0, **first)
+    short_run(tmp_path, seed=1, **second)
+
+    results = load([tmp_path], now=NOW)
+
+    names = [run.series for run in results.runs]
+    assert len(set(names)) == 2
+    assert all(part in name for part, name in zip(named, names, strict=True))
+    (split,) = problems(results, "split")
+    assert all(part in split.text for part in named)
+
+
+def test_dirty_runs_of_other_code_are_kept_apart_and_of_the_same_code_together(tmp_path: Path) -> None:
+    for seed, code in enumerate(("aaa", "aaa", "bbb")):
+        path = short_run(tmp_path, seed=seed, git=DIRTY)
+        record = json.loads((path / "run.json").read_text())
+        record["starts"][-1]["code_hash"] = code
+        (path / "run.json").write_text(json.dumps(record))
+
+    series = [run.series for run in load([tmp_path], now=NOW).runs]
+
+    assert series[0] == series[1] != series[2]
+
+
+@pytest.mark.slow
+def test_presets_are_reported_in_sections_of_their_own(tmp_path: Path) -> None:
+    short_run(tmp_path)
+    make_run(tmp_path, preset="quick", until=40, state="stopped")
+
+    index, _ = make_report([tmp_path], tmp_path / "report", now=NOW)
+
+    page = index.read_text()
+    assert page.index('id="preset-quick"') < page.index('id="preset-smoke"')
+    assert (tmp_path / "report" / "quick" / "figures" / "fig4.csv").exists()
+    assert "cannot learn" in page
+
+
+# ---------------------------------------------------------------------------------------------------- bad input
+
+
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "does not exist; name a folder of runs" in fails([str(tmp_path / "nothing")], capsys)
+
+
+def test_a_foreign_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("not runs")
+
+    assert "holds no run directory" in fails([str(tmp_path)], capsys)
+
+
+def test_an_unknown_suite_and_an_unknown_variant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short_run(tmp_path)
+    out = ["--out", str(tmp_path / "report")]
+
+    assert "no suite 'fig88'" in (error := fails([str(tmp_path), "--suite", "fig88", *out], capsys))
+    assert "perhaps fig8" in error
+    assert "variant 'bass' here: there are base; perhaps base" in fails(
+        [str(tmp_path), "--variants", "bass", *out], capsys
+    )
+    assert not (tmp_path / "report").exists()
+
+
+def with_return(path: Path, value: str) -> None:
+    text = (path / "episodes.jsonl").read_text()
+    (path / "episodes.jsonl").write_text(text.replace('"return": 3.0', f'"return": {value}'))
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "null", '"high"', "true"])
+def test_a_return_that_is_no_number_leaves_the_run_out_by_name(tmp_path: Path, value: str) -> None:
+    short_run(tmp_path, seed=0)
+    bad = short_run(tmp_path, seed=1)
+    with_return(bad, value)
+
+    results = load([tmp_path], now=NOW)
+
+    assert [run.seed for run in results.runs] == [0]
+    (problem,) = problems(results, "unusable")
+    assert f"{bad / 'episodes.jsonl'} row 6 has return" in problem.text and "no finite number" in problem.text
+    assert results.seeds_expected("base", "cheetah_run") == 2
+
+
+@dataclass
+class Damaged:
+    runs: Path
+    out: Path
+    code: int
+    error: str
+    page: str
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Damaged:
+    """The report of three smoke runs: one good, one with a NaN return, one of another format."""
+    runs, out, error = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("report"), io.StringIO()
+    short_run(runs, seed=0)
+    with_return(short_run(runs, seed=1), "NaN")
+    other = short_run(runs, seed=2)
+    record = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps({**record, "format": 2}))
+    with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
+        code = main([str(runs / "smoke"), "--out", str(out)])
+    return Damaged(runs, out, code, error.getvalue(), (out / "index.html").read_text())
+
+
+def test_a_nan_return_is_an_error_on_the_terminal_and_a_gap_on_the_page(damaged: Damaged) -> None:
+    file = str(damaged.runs / "smoke/base/cheetah_run/seed_1/episodes.jsonl")
+
+    assert damaged.code == 2 and "Traceback" not in damaged.error
+    assert f"{file} row 6" in damaged.error and file in damaged.page
+    assert "<strong>1 of 3</strong> runs are done" in damaged.page
+
+
+def test_mixed_formats_are_an_error_that_names_the_run(damaged: Damaged) -> None:
+    sentence = "has format 2; this report reads format 1"
+
+    assert sentence in damaged.error and sentence in damaged.page
+    assert str(damaged.runs / "smoke/base/cheetah_run/seed_2/run.json") in damaged.error
+
+
+def test_smoke_figures_say_that_the_preset_cannot_learn_and_get_no_verdict(damaged: Damaged) -> None:
+    assert "cannot learn" in (damaged.out / "figures" / "fig4.svg").read_text()
+    assert not (damaged.out / "tables" / "fig4-verdict.csv").exists()
+    assert "another scale" in damaged.page
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    run_json, config = short_run(tmp_path, seed=0), short_run(tmp_path, seed=1)
+    (run_json / "run.json").write_text('{"format": 1, ')
+    (config / "config.toml").write_text("seed = = 1")
+    plan = write_plan(tmp_path, "smoke", "fig4", [])
+    plan.write_text("[]")
+
+    results = load([tmp_path], now=NOW)
+
+    texts = " ".join(problem.text for problem in problems(results, "unusable"))
+    assert all(str(path) in texts for path in (run_json / "run.json", config / "config.toml", plan))
+    with pytest.raises(BadInput, match="no run can be used"):
+        make_report([tmp_path], tmp_path / "report", now=NOW)
+
+
+def test_a_row_without_a_column_is_named(tmp_path: Path) -> None:
+    path = short_run(tmp_path)
+    rows = [json.loads(line) for line in (path / "episodes.jsonl").read_text().splitlines()]
+    del rows[2]["updates"]
+    (path / "episodes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    (problem,) = problems(load([tmp_path], now=NOW), "unusable")
+
+    assert "row 3 lacks updates" in problem.text

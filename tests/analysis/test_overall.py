@@ -1,0 +1,180 @@
+"""The numbers over all tasks, of Figure 6 and of Figure 12 equal a direct computation from the rows that were written."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from synthetic_runs import make_run, returns_of
+
+from analysis import published
+from analysis.content import Table
+from analysis.multitask import average_over_tasks, multitask_section
+from analysis.overall import learning_speed, overall_section
+from analysis.planner_sweep import sweep, sweep_section
+from analysis.runs import TASKS, Results, load
+
+SIMULATOR_KEYS = ("planner.candidates", "planner.elite_fraction", "planner.horizon", "planner.iterations")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Two variants on two tasks with 4 seeds, and a fifth that has not finished."""
+    runs = tmp_path_factory.mktemp("runs")
+    for variant, task, seed in itertools.product(("base", "stochastic"), ("cheetah_run", "walker_walk"), range(5)):
+        until = 400 if seed == 4 else None
+        state = "running" if until else "done"
+        make_run(
+            runs, variant=variant, task=task, seed=seed, until=until, state=state, train_rows=False, metrics_every=500
+        )
+    return load([runs])
+
+
+def finals(variant: str, task: str) -> list[float]:
+    return [float(np.mean(returns_of(variant, task)(1005, seed))) / 1000 for seed in range(4)]
+
+
+def table(results: Results, name: str) -> Table:
+    section = overall_section(results)
+    assert section is not None
+    return next(block for block in section.blocks if isinstance(block, Table) and block.name == name)
+
+
+def test_aggregates_use_finished_runs_only(results: Results) -> None:
+    data = table(results, "aggregates").data.set_index(["series", "statistic"])
+
+    for variant in ("base", "stochastic"):
+        scores = np.array([finals(variant, "cheetah_run"), finals(variant, "walker_walk")])
+        expected = {
+            "IQM": stats.trim_mean(scores.ravel(), 0.25), "mean": scores.mean(), "median": np.median(scores.mean(axis=1)),
+            "optimality gap": np.maximum(1 - scores, 0).mean(),
+        }  # fmt: skip
+        for name, value in expected.items():
+            row = data.loc[(variant, name)]
+            assert row["value"] == pytest.approx(value)
+            assert row["low"] <= row["value"] <= row["high"]
+            assert (row["tasks"], row["runs"]) == (2, 8)
+
+
+def test_probability_of_improvement_is_the_mean_over_tasks(results: Results) -> None:
+    data = table(results, "probability-of-improvement").data
+
+    chances = [
+        stats.mannwhitneyu(finals("base", task), finals("stochastic", task)).statistic / 16
+        for task in ("cheetah_run", "walker_walk")
+    ]
+    assert data["probability"].item() == pytest.approx(np.mean(chances))
+
+
+def test_area_and_thresholds_follow_each_runs_means(results: Results) -> None:
+    evals = results.frame("eval")
+    row = learning_speed(evals).set_index(["series", "task"]).loc[("base", "cheetah_run")]
+
+    points = [run for run in results.runs if run.seed == 0][0].eval_at()
+    areas, reached = [], []
+    level = 0.9 * np.mean([650.74])
+    for seed in range(5):
+        x = np.array([p for p in points if seed < 4 or p <= 400], float)
+        y = np.array([np.mean(returns_of("base", "cheetah_run")(int(p), seed)) for p in x])
+        areas.append(np.trapezoid(y, x) / (x[-1] - x[0]))
+        reached += x[y >= level][:1].tolist()
+    assert row["area"] == pytest.approx(np.median(areas))
+    assert row["90 % of PlaNet's: level"] == pytest.approx(level)
+    assert row["90 % of PlaNet's: seeds"] == len(reached)
+    assert row["90 % of PlaNet's: episodes"] == pytest.approx(np.median(reached))
+    assert row["until"] == 400 - 400 % 1 - 21  # the last evaluation at or before 400 is at 379
+
+
+def test_nothing_over_all_tasks_without_a_finished_run(tmp_path: Path) -> None:
+    make_run(tmp_path, until=300, state="running", train_rows=False, metrics_every=500)
+
+    assert overall_section(load([tmp_path])) is None
+
+
+# ----------------------------------------------------------------------------------------------------- Figure 6
+
+
+def test_figure_6_averages_only_points_that_all_six_tasks_have(tmp_path: Path) -> None:
+    for task in TASKS:
+        until = 200 if task == "walker_walk" else 400
+        make_run(tmp_path, task=task, until=until, state="running", train_rows=False, metrics_every=500)
+    make_run(
+        tmp_path, variant="multitask", task="dmc6", until=100, state="running", train_rows=False, metrics_every=500
+    )
+    results = load([tmp_path])
+
+    frame = average_over_tasks(results.frame("eval"))
+
+    base, multitask = frame[frame["series"] == "base"], frame[frame["series"] == "multitask"]
+    assert base["episode"].tolist() == [31, 84, 137, 189]
+    assert multitask["episode"].tolist() == [31, 84]
+    values = [v for task in TASKS for v in returns_of("base", task)(137, 0)]
+    row = base[base["episode"] == 137].iloc[0]
+    np.testing.assert_allclose(
+        [row["mean"], row["low"], row["high"]],
+        [np.mean(values), np.mean(values) - np.std(values), np.mean(values) + np.std(values)],
+    )
+    assert (row["tasks"], row["runs"], row["episodes"]) == (6, 6, 60)
+    assert multitask_section(results) is not None
+
+
+# ---------------------------------------------------------------------------------------------------- Figure 12
+
+
+def test_figure_12_reads_cells_from_the_configuration_and_takes_nothing_else(tmp_path: Path) -> None:
+    cells = {(1000, 0.1, 12, 10): 666.0, (300, 0.05, 6, 3): 400.0}
+    for (candidates, fraction, horizon, iterations), level in cells.items():
+        values = (candidates, fraction, horizon, iterations)
+        changes = dict(zip(SIMULATOR_KEYS, values, strict=True)) | {"schedule.eval_episodes": 2}
+        name = "true_simulator+" + "+".join(f"{key}={value}" for key, value in changes.items())
+        for seed in range(2):
+            make_run(
+                tmp_path, variant=name, seed=seed, changes=changes,
+                returns=lambda episode, seed, level=level: [level + 10 * seed, level - 10],
+            )  # fmt: skip
+    make_run(  # the same grid point, but another start of the search: no cell of the paper's
+        tmp_path, variant="true_simulator+planner.init_std=0.5", changes={"planner.init_std": 0.5},
+        returns=lambda episode, seed: [0.0] * 10,
+    )  # fmt: skip
+    make_run(tmp_path, variant="true_simulator", task="walker_walk", returns=lambda episode, seed: [1.0] * 10)
+    results = load([tmp_path])
+
+    frame = sweep(results)
+
+    assert len(frame) == 320
+    there = frame[frame["episodes"] > 0].set_index(["proposals", "elite_fraction", "horizon", "iterations"])
+    assert set(there.index) == set(cells)
+    for cell, level in cells.items():
+        row = there.loc[cell]
+        values = [level, level - 10, level + 10, level - 10]
+        np.testing.assert_allclose([row["ours"], row["std"]], [np.mean(values), np.std(values)])
+        assert (row["episodes"], row["seeds"]) == (4, 2)
+    assert there.loc[(1000, 0.1, 12, 10), "paper"] == 666
+    section = sweep_section(results)
+    assert section is not None
+    (marginals,) = [block for block in section.blocks if isinstance(block, Table)]
+    horizon = marginals.data[marginals.data["setting"] == "horizon"].set_index("value")
+    assert horizon.loc[12, "ours"] == pytest.approx(664 - 1.5, abs=3) and horizon.loc[12, "cells"] == 1
+    assert horizon.loc[8, "ours"] is None or np.isnan(horizon.loc[8, "ours"])
+    np.testing.assert_allclose(horizon["paper_all_cells"].to_numpy(float), [387, 600, 538, 502, 483], atol=0.6)
+
+
+# ------------------------------------------------------------------------------------------------ paper's numbers
+
+
+def test_the_papers_bins_are_left_edges(tmp_path: Path) -> None:
+    curve = published.curves("fig4")
+
+    assert sorted(curve["bin"].unique()) == list(range(20))
+    assert [published.bin_of(e) for e in (4, 5, 57, 58, 1004, 1005, 1057, 1058)] == [None, 0, 0, 1, 18, 19, 19, None]
+
+
+def test_effects_of_the_paper_are_differences_of_the_last_five_medians() -> None:
+    assert published.paper_effect("stochastic", "cup_catch") == pytest.approx(924 - 952, abs=1)
+    assert published.paper_effect("drnn_overshooting", "cup_catch") == pytest.approx(920, abs=1)
+    assert published.paper_effect("stochastic_elu", "cartpole_swingup") == pytest.approx(738 - 513, abs=1)
+    assert published.paper_effect("kl_scale_3", "cheetah_run") is None
+    assert published.paper_effect("base", "cheetah_run") is None
