@@ -242,10 +242,14 @@ def learning_speed(evals: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (series, variant, task), group in evals.groupby(["series", "variant", "task"], sort=False, observed=True):
         curves = [own.groupby("episode")["return"].mean().sort_index() for _, own in group.groupby("seed")]
-        areas = [aggregate.area_under_curve(c.index.to_numpy(float), c.to_numpy(float)) for c in curves]
+        # Areas compare over one range only: to the end, or, where nobody is there yet, as far as all have come.
+        finished = [curve for curve in curves if curve.index[-1] == group["last_point"].iloc[0]]
+        until = min(curve.index[-1] for curve in finished or curves)
+        measured = [curve[curve.index <= until] for curve in finished or curves]
+        areas = [aggregate.area_under_curve(c.index.to_numpy(float), c.to_numpy(float)) for c in measured]
         row = {
             "series": series, "variant": variant, "task": task, "seeds": len(curves),
-            "until": int(min(c.index[-1] for c in curves)), "area": float(np.median(areas)),
+            "until": int(until), "area_seeds": len(areas), "area": float(np.median(areas)),
             "area_low": float(np.min(areas)), "area_high": float(np.max(areas)),
         }  # fmt: skip
         for name, level in levels(str(task)).items():
@@ -269,7 +273,8 @@ def learning_speed_table(evals: pd.DataFrame, results: Results) -> Table:
         cells = {
             "agent": series_label(row["series"]),
             "task": task_label(row["task"]),
-            "area": f"{row['area']:.0f} [{row['area_low']:.0f}, {row['area_high']:.0f}]",
+            "area": f"{row['area']:.0f} [{row['area_low']:.0f}, {row['area_high']:.0f}] ({row['area_seeds']})",
+            "until": str(row["until"]),
         }
         for name in names:
             reached = row.get(f"{name}: seeds")
@@ -278,13 +283,12 @@ def learning_speed_table(evals: pd.DataFrame, results: Results) -> Table:
             else:
                 when = f"{row[f'{name}: episodes']:.0f}" if reached else "not reached"
                 cells[name] = f"{when} ({int(reached)}/{row['seeds']})"
-        shown.append({**cells, "until": str(row["until"])})
+        shown.append(cells)
     caption = (
-        "Area: mean height of a run's learning curve (trapezoids over episodes up to its last evaluation), median "
-        "[lowest, highest] of the seeds. Then the first evaluation at which a run's mean return is at least A3C's, 90 "
-        "% of what the paper's PlaNet ends at, and D4PG's: median over the seeds that reached it, and how many did, in "
-        "episodes. "
-        "<em>until</em>: where the shortest of these runs stands."
+        "Area: mean height of a run's learning curve (trapezoids over episodes up to <em>until</em>), median [lowest, "
+        "highest] of the finished runs (their number); where none has finished, of all runs as far as all have come. "
+        "Then the first evaluation at which a run's mean return is at least A3C's, 90 % of what the paper's PlaNet "
+        "ends at, and D4PG's, in episodes: median over the seeds that reached it, and how many of the seeds did."
     )
     return Table(
         "learning-speed", "Area and episodes to threshold", caption, frame, pd.DataFrame(shown), ("agent", "task"),

@@ -590,7 +590,7 @@ def _problems_of(run: Run, now: float) -> Iterator[Problem]:
         text = f"{len(full)} of {len(points)} evaluations are complete ({run.eval_episodes} episodes each)"
         yield Problem("short", run.name, text, run.preset)
     if run.torn:
-        yield Problem("torn", run.name, f"{run.torn} line{'s' * (run.torn > 1)} that are not JSON", run.preset)
+        yield Problem("torn", run.name, f"{run.torn} line{'s' * (run.torn > 1)} cannot be read as JSON", run.preset)
     if run.repeated:
         text = f"{run.repeated} episode rows are there twice (same kind, episode and start state); the first is used"
         yield Problem("duplicate", run.name, text, run.preset)

@@ -5,7 +5,7 @@ Knows batches of numpy arrays and a world model; knows nothing of replay or sche
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class Learner:
         world_model: WorldModel,
         config: OptimizerConfig,
         device: torch.device,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: str = "float32",
     ) -> None:
         """precision: of the convolutions and dense networks while the loss and its gradient are computed."""
         self.world_model = world_model.to(device)

@@ -117,7 +117,7 @@ def _newest(folder: Path) -> int:
         return max(
             (int(name[:-5]) for name in os.listdir(folder) if name[:-5].isdigit() and name.endswith(".json")), default=0
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return 0
 
 

@@ -10,14 +10,12 @@ DATA = {
     "gl",
     "camera",
     "held_out",
-    "camera",
     "envs",
     "counting_env",
     "parallel_envs",
     "replay",
     "rollout",
     "episode_store",
-    "held_out",
 }
 DATA |= {"simulator_rewards", "simulator_score"}
 MODEL = {

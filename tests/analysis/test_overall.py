@@ -1,4 +1,4 @@
-"""The numbers over all tasks, of Figure 6 and of Figure 12 equal a direct computation from the rows that were written."""
+"""The numbers over all tasks, of Figure 6 and of Figure 12 equal a direct computation from the rows written."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_aggregates_use_finished_runs_only(results: Results) -> None:
     for variant in ("base", "stochastic"):
         scores = np.array([finals(variant, "cheetah_run"), finals(variant, "walker_walk")])
         expected = {
-            "IQM": stats.trim_mean(scores.ravel(), 0.25), "mean": scores.mean(), "median": np.median(scores.mean(axis=1)),
-            "optimality gap": np.maximum(1 - scores, 0).mean(),
+            "IQM": stats.trim_mean(scores.ravel(), 0.25), "mean": scores.mean(),
+            "median": np.median(scores.mean(axis=1)), "optimality gap": np.maximum(1 - scores, 0).mean(),
         }  # fmt: skip
         for name, value in expected.items():
             row = data.loc[(variant, name)]
@@ -73,19 +73,32 @@ def test_area_and_thresholds_follow_each_runs_means(results: Results) -> None:
     evals = results.frame("eval")
     row = learning_speed(evals).set_index(["series", "task"]).loc[("base", "cheetah_run")]
 
-    points = [run for run in results.runs if run.seed == 0][0].eval_at()
+    points = results.runs[0].eval_at()
     areas, reached = [], []
     level = 0.9 * np.mean([650.74])
     for seed in range(5):
         x = np.array([p for p in points if seed < 4 or p <= 400], float)
         y = np.array([np.mean(returns_of("base", "cheetah_run")(int(p), seed)) for p in x])
-        areas.append(np.trapezoid(y, x) / (x[-1] - x[0]))
+        if seed < 4:
+            areas.append(np.trapezoid(y, x) / (x[-1] - x[0]))
         reached += x[y >= level][:1].tolist()
     assert row["area"] == pytest.approx(np.median(areas))
     assert row["90 % of PlaNet's: level"] == pytest.approx(level)
     assert row["90 % of PlaNet's: seeds"] == len(reached)
     assert row["90 % of PlaNet's: episodes"] == pytest.approx(np.median(reached))
-    assert row["until"] == 400 - 400 % 1 - 21  # the last evaluation at or before 400 is at 379
+    assert (row["until"], row["area_seeds"], row["seeds"]) == (1005, 4, 5)
+
+
+def test_areas_of_unfinished_runs_stop_where_the_last_of_them_stands(tmp_path: Path) -> None:
+    for seed, until in ((0, 300), (1, 200)):
+        make_run(tmp_path, seed=seed, until=until, state="running", train_rows=False, metrics_every=500)
+
+    (row,) = learning_speed(load([tmp_path]).frame("eval")).to_dict("records")
+
+    x = np.array([31, 84, 137, 189], float)
+    curves = [[np.mean(returns_of("base", "cheetah_run")(int(p), seed)) for p in x] for seed in range(2)]
+    assert row["until"] == 189
+    assert row["area"] == pytest.approx(np.median([np.trapezoid(y, x) / 158 for y in curves]))
 
 
 def test_nothing_over_all_tasks_without_a_finished_run(tmp_path: Path) -> None:

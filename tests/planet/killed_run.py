@@ -31,7 +31,7 @@ def main() -> int:
     from planet.run_dir import Recorder
 
     owners = {
-        "Learner": Learner, "Agent": Agent, "EpisodeStore": EpisodeStore, "Recorder": Recorder, "checkpoint": checkpoint,
+        "Learner": Learner, "Agent": Agent, "EpisodeStore": EpisodeStore, "Recorder": Recorder, "checkpoint": checkpoint,  # noqa: E501
     }  # fmt: skip
     owner, method = point.split(".")
     signal_before(owners[owner], method, count, number)

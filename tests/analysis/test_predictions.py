@@ -1,0 +1,129 @@
+"""Figures 10 and 11 show what predictions/ and strips/ hold, and say so where a file cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from synthetic_runs import make_run
+
+from analysis.content import Fold, Gallery
+from analysis.figures import Figure
+from analysis.predictions import predictions_section
+from analysis.report import part_of
+from analysis.runs import load
+
+NAMES = ("rootx position", "rootz velocity")
+
+
+def with_predictions(runs: Path, *, variant: str = "base", seed: int = 0, task: str = "cheetah_run") -> Path:
+    path = make_run(
+        runs, variant=variant, task=task, seed=seed, until=100, state="stopped", train_rows=False, metrics_every=500
+    ).path
+    rows = pd.DataFrame(
+        [
+            {
+                "task": task, "episode": e, "distance": d, "image_error": seed + e * d, "reward_error": d / 10,
+                "state_error": d / (1 + e),
+            }
+            for e in range(3) for d in range(1, 6)
+        ]
+    )  # fmt: skip
+    probe = pd.DataFrame(
+        [
+            {"task": task, "episode": e, "distance": d, "dimension": i, "name": name, "error": seed + i + d / 10 + e}
+            for e in range(3) for d in range(1, 6) for i, name in enumerate(NAMES)
+        ]
+    )  # fmt: skip
+    (path / "predictions").mkdir()
+    rows.to_csv(path / "predictions" / "open_loop.csv", index=False)
+    probe.to_csv(path / "predictions" / "probe.csv", index=False)
+    picture = Image.fromarray(np.zeros((64, 128, 3), np.uint8))
+    picture.save(path / "predictions" / f"strip_{task}_0.png")
+    picture.save(path / "predictions" / f"open_loop_{task}_0.gif")
+    (path / "strips").mkdir(exist_ok=True)
+    for episode in (31, 58, 84, 100, 137, 150, 189):
+        picture.save(path / "strips" / f"reconstruction_{episode:05d}.png")
+    return path
+
+
+def figures(runs: Path) -> dict[str, Figure]:
+    section = predictions_section(load([runs]))
+    assert section is not None
+    return {block.name: block for block in section.blocks if isinstance(block, Figure)}
+
+
+def test_errors_over_distance_are_means_over_seeds_and_episodes(tmp_path: Path) -> None:
+    for seed in range(2):
+        with_predictions(tmp_path, seed=seed)
+
+    data = figures(tmp_path)["open-loop-error"].data
+
+    assert data["distance"].tolist() == [1, 2, 3, 4, 5]
+    for row in data.to_dict("records"):
+        d = row["distance"]
+        assert row["image_error"] == pytest.approx(np.mean([seed + e * d for seed in range(2) for e in range(3)]))
+        assert row["state_error"] == pytest.approx(np.mean([d / (1 + e) for e in range(3)]))
+        assert (row["seeds"], row["episodes"]) == (2, 6)
+
+
+def test_state_diagnostics_keep_every_dimension(tmp_path: Path) -> None:
+    with_predictions(tmp_path)
+
+    data = figures(tmp_path)["state-diagnostics-base"].data.set_index(["name", "distance"])
+
+    assert len(data) == 2 * 5
+    assert data.loc[("rootz velocity", 3), "error"] == pytest.approx(1 + 0.3 + 1.0)
+
+
+def test_pictures_are_named_by_what_they_are_and_at_most_five_reconstructions_are_shown(tmp_path: Path) -> None:
+    with_predictions(tmp_path)
+    section = predictions_section(load([tmp_path]))
+    assert section is not None
+
+    galleries = [block for block in section.blocks if isinstance(block, Gallery)]
+
+    assert [picture.path.name for picture in galleries[0].pictures] == [
+        "strip_cheetah_run_0.png", "open_loop_cheetah_run_0.gif"
+    ]  # fmt: skip
+    episodes = [int(picture.caption.split()[1]) for picture in galleries[1].pictures]
+    assert episodes == [31, 84, 100, 137, 189]  # of seven: the first, the last and three between
+    assert all(picture.alt for gallery in galleries for picture in gallery.pictures)
+
+
+def test_many_variants_fold_instead_of_filling_the_page(tmp_path: Path) -> None:
+    for variant in ("base", "stochastic", "drnn", "elu"):
+        with_predictions(tmp_path, variant=variant)
+    section = predictions_section(load([tmp_path]))
+    assert section is not None
+
+    assert any(isinstance(block, Fold) for block in section.blocks)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("task,episode,distance\ncheetah_run,0,1\n", "lacks image_error, reward_error, state_error"),
+        ("task,episode,distance,image_error,reward_error,state_error\ncheetah_run,0,1,,0,0\n", "no numbers"),
+        ("", "No columns"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_left_out_and_said(tmp_path: Path, content: str, said: str) -> None:
+    path = with_predictions(tmp_path)
+    (path / "predictions" / "open_loop.csv").write_text(content)
+    results = load([tmp_path]).of("paper")
+
+    part = part_of(results, suite=None, x="episode")
+
+    assert any(said in problem.text for problem in results.problems if problem.kind == "unusable")
+    predictions = next(section for section in part.sections if section.anchor == "predictions")
+    assert "open-loop-error" not in [getattr(block, "name", "") for block in predictions.blocks]
+
+
+def test_nothing_without_predictions(tmp_path: Path) -> None:
+    make_run(tmp_path, until=50, state="stopped", train_rows=False, metrics_every=500)
+
+    assert predictions_section(load([tmp_path])) is None
