@@ -49,6 +49,8 @@ def main(path: Path) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(30 if behave == "stuck" else 0.3 if behave == "slow" else 0.01)
             saved.write_text(str(episode + 1))
+            if behave == "die_each_time" and episode < EPISODES - 1:
+                os.kill(os.getpid(), signal.SIGKILL)
             if stop.requested:
                 recorder.write_status(state="stopped", episode=episode + 1)
                 return EXIT_STOPPED

@@ -74,6 +74,14 @@ def test_a_worker_killed_once_is_started_again_and_resumes(tmp_path):
     assert [line.split(",")[0] for line in run.output.read_text().splitlines()] == ["from 0", "from 2"]
 
 
+def test_a_worker_that_dies_often_but_gets_on_is_never_given_up(tmp_path):
+    run = make(tmp_path, "r", "die_each_time")
+    ended = run_all([run.path])
+
+    assert ended["r"].outcome == "done"
+    assert len(run.output.read_text().splitlines()) == 5 > pool.MAX_DEATHS
+
+
 def test_a_worker_that_only_dies_is_given_up(tmp_path):
     run = make(tmp_path, "r", "always_die")
     ended = run_all([run.path])
