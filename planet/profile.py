@@ -57,8 +57,7 @@ def median_seconds(action: Callable[[], object], device: torch.device, *, budget
             torch.cuda.synchronize(device)
         return time.perf_counter() - started
 
-    for _ in range(warmup):
-        first = timed()
+    first = min(timed() for _ in range(warmup))
     times = [timed() for _ in range(max(3, min(100, int(budget / max(first, 1e-6)))))]
     return float(np.median(times))
 

@@ -150,3 +150,21 @@ def test_a_predictor_made_under_autocast_is_short_and_its_scores_are_not() -> No
 
     assert predictor.rollout is not None and predictor.rollout.memory.dtype is torch.bfloat16
     assert predictor(inputs(model)[0]).dtype is torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("deter", [16, 100, 200])
+def test_returns_do_not_depend_on_what_the_memory_held_before(
+    dtype: torch.dtype, deter: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AMX kernels read past the end of a row (100 is no multiple of their tiles): what lies there must be finite."""
+    model = build(deter=deter, stoch=30, hidden=deter)
+    state, _ = state_of(model)
+    actions, noise = inputs(model)
+    expected = roll(rollout_of(model, dtype), state, actions, noise)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: empty(*shape, **options).fill_(float("nan")))
+
+    returns = roll(rollout_of(model, dtype), state, actions, noise)
+
+    assert torch.equal(returns, expected)
