@@ -53,10 +53,11 @@ def write(parts: Sequence[Part], results: Results, out: Path, *, mapper: Mapper 
     single = len(parts) == 1
     folders = {part.preset: out if single else out / part.preset for part in parts}
     jobs = [
-        (fig, folders[part.preset] / "figures") for part in parts for s in part.sections for fig in _figures(s.blocks)
-    ]
-    drawn = {id(figure): result for (figure, _), result in zip(jobs, mapper(_render, jobs), strict=True)}
-    files = [folder / f"{figure.name}{suffix}" for figure, folder in jobs for suffix in FIGURE_SUFFIXES]
+        (figure, folders[part.preset] / "figures", f"{part.preset}-{figure.name}")
+        for part in parts for section in part.sections for figure in _figures(section.blocks)
+    ]  # fmt: skip
+    drawn = {id(figure): result for (figure, *_), result in zip(jobs, mapper(_render, jobs), strict=True)}
+    files = [folder / f"{figure.name}{suffix}" for figure, folder, _ in jobs for suffix in FIGURE_SUFFIXES]
     prepared = []
     for part in parts:
         prefix = "" if single else f"{part.preset}-"
@@ -80,7 +81,7 @@ def write(parts: Sequence[Part], results: Results, out: Path, *, mapper: Mapper 
         citation=published.CITATION,
     )
     index = out / "index.html"
-    index.write_text(text)
+    index.write_text(text.lstrip())
     listed = [str(path.relative_to(out)) for path in [index, *files]]
     (out / MANIFEST).write_text(json.dumps({"files": listed}, indent=1) + "\n")
     return index
@@ -107,7 +108,7 @@ def _figures(blocks: Sequence[Block]) -> Iterator[Figure]:
             yield from _figures([each for _, each in block.tabs])
 
 
-def _render(job: tuple[Figure, Path]) -> Rendered:
+def _render(job: tuple[Figure, Path, str]) -> Rendered:
     return render(*job)
 
 
@@ -127,10 +128,10 @@ def _blocks(
     for block in blocks:
         kind = type(block).__name__.lower()
         if isinstance(block, Figure):
-            yield Written(kind, block, prefix + block.name, rendered=drawn[id(block)])
+            yield Written(kind, block, f"{prefix}figure-{block.name}", rendered=drawn[id(block)])
         elif isinstance(block, Table):
             files += write_table(block, folder / "tables")
-            yield Written(kind, block, prefix + block.name)
+            yield Written(kind, block, f"{prefix}table-{block.name}")
         elif isinstance(block, Tabs):
             each = [block for _, block in block.tabs]
             yield Written(kind, block, prefix + block.name, inner=tuple(_blocks(each, folder, prefix, drawn, files)))

@@ -36,18 +36,18 @@ class Rendered:
     csv: str
 
 
-def render(figure: Figure, folder: Path) -> Rendered:
-    """Write the figure's four files into `folder` and return it for the page."""
+def render(figure: Figure, folder: Path, prefix: str) -> Rendered:
+    """Write the figure's four files into `folder` and return it for the page, its ids under `prefix`."""
     folder.mkdir(parents=True, exist_ok=True)
     csv = figure.data.to_csv(index=False, float_format="%.10g")
     (folder / f"{figure.name}.csv").write_text(csv)
     with plt.rc_context(style.MATPLOTLIB):
         _combined(figure, folder)
-        panels = [_panel(figure, i) for i in range(len(figure.panels))]
+        panels = [_panel(figure, i, prefix) for i in range(len(figure.panels))]
     return Rendered(figure, panels, csv)
 
 
-def _panel(figure: Figure, index: int) -> str:
+def _panel(figure: Figure, index: int, prefix: str) -> str:
     panel = figure.panels[index]
     width, height = figure.panel_size
     canvas = plt.figure(figsize=(width, height))
@@ -57,7 +57,7 @@ def _panel(figure: Figure, index: int) -> str:
     file = io.StringIO()
     canvas.savefig(file, format="svg", metadata={"Date": None})
     plt.close(canvas)
-    return inline(file.getvalue(), f"{figure.name}-{index}", panel.label or panel.title)
+    return inline(file.getvalue(), f"{prefix}-{index}", panel.label or panel.title)
 
 
 def _combined(figure: Figure, folder: Path) -> None:

@@ -125,6 +125,7 @@ def test_evaluation_points_are_those_of_the_schedule(task: str, tmp_path: Path) 
     assert run.eval_at() == Config().schedule.eval_at()
 
 
+@pytest.mark.slow
 def test_default_output_prints_the_path_of_the_page(
     two_tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -140,19 +140,6 @@ def test_dirty_runs_of_other_code_are_kept_apart_and_of_the_same_code_together(t
     assert series[0] == series[1] != series[2]
 
 
-@pytest.mark.slow
-def test_presets_are_reported_in_sections_of_their_own(tmp_path: Path) -> None:
-    short_run(tmp_path)
-    make_run(tmp_path, preset="quick", until=40, state="stopped")
-
-    index, _ = make_report([tmp_path], tmp_path / "report", now=NOW)
-
-    page = index.read_text()
-    assert page.index('id="preset-quick"') < page.index('id="preset-smoke"')
-    assert (tmp_path / "report" / "quick" / "figures" / "fig4.csv").exists()
-    assert "cannot learn" in page
-
-
 # ---------------------------------------------------------------------------------------------------- bad input
 
 

@@ -23,7 +23,6 @@ from analysis.questions import series_label
 from analysis.report import make_report
 
 VOID = {"meta", "link", "input", "img", "br", "hr"}
-SVG_WITHOUT_END = {"path", "rect", "line", "circle", "polyline", "use"}
 
 
 class Reader(HTMLParser):
@@ -74,6 +73,7 @@ def text(out: Path) -> str:
     return (out / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_no_source_or_link_leaves_the_page(text: str, out: Path) -> None:
     for link in Reader(text).links:
         assert re.match(r"#|data:|[\w./=+-]+$", link), link
@@ -84,6 +84,7 @@ def test_no_source_or_link_leaves_the_page(text: str, out: Path) -> None:
     assert not re.findall(r"url\((?!#|data:)", text)
 
 
+@pytest.mark.slow
 def test_every_anchor_is_there_once_and_every_tag_closes(text: str) -> None:
     page = Reader(text)
 
@@ -92,6 +93,7 @@ def test_every_anchor_is_there_once_and_every_tag_closes(text: str) -> None:
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
 
 
+@pytest.mark.slow
 def test_every_figure_is_described_and_its_data_is_in_the_page(text: str, out: Path) -> None:
     page = Reader(text)
 
@@ -104,6 +106,7 @@ def test_every_figure_is_described_and_its_data_is_in_the_page(text: str, out: P
         assert {p.suffix for p in (out / "figures").glob(f"{figure.stem}.*")} >= {".csv", ".png", ".svg", ".pdf"}
 
 
+@pytest.mark.slow
 def test_every_table_is_written_as_csv_markdown_and_latex(out: Path) -> None:
     names = {path.stem for path in (out / "tables").iterdir()}
 
@@ -111,10 +114,11 @@ def test_every_table_is_written_as_csv_markdown_and_latex(out: Path) -> None:
     for name in names:
         rows = len(pd.read_csv(out / "tables" / f"{name}.csv"))
         latex, markdown = (out / "tables" / f"{name}.tex").read_text(), (out / "tables" / f"{name}.md").read_text()
-        assert rows > 0 and latex.count("\\\\\n") == markdown.count("\n| ") + 0
+        assert rows > 0 and latex.count("\\\\\n") == markdown.count("\n| ")
         assert not re.search(r"(?<!\\)[%&#_](?![^\n]*(\\\\|&))", latex.split("\\begin{tabular}")[0].split("\n", 1)[1])
 
 
+@pytest.mark.slow
 def test_captions_say_how_to_read_and_which_commits(text: str) -> None:
     assert "a range of episodes, not a confidence interval" in text
     assert "5 seeds × 10 evaluation episodes are 5 units" in text
@@ -196,12 +200,30 @@ def test_figures_are_drawn_without_a_display() -> None:
 
 
 @pytest.mark.slow
+def test_presets_have_sections_and_files_of_their_own(tmp_path: Path) -> None:
+    make_run(tmp_path, preset="quick", until=40, state="stopped")
+    make_run(tmp_path, preset="smoke", returns=lambda episode, seed: [1.0, 3.0])
+
+    index, _ = make_report([tmp_path], tmp_path / "report")
+
+    text = index.read_text()
+    page = Reader(text)
+    assert text.index('id="preset-quick"') < text.index('id="preset-smoke"')
+    assert [name for name, count in page.ids.items() if count > 1] == []
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    for preset in ("quick", "smoke"):
+        assert (tmp_path / "report" / preset / "figures" / "fig4.csv").exists()
+    assert "quick preset: other sizes" in text.lower() and "cannot learn" in text
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
 def test_chromium_draws_it_at_phone_width_without_a_console_error(out: Path, tmp_path: Path) -> None:
     picture = tmp_path / "phone.png"
     command = [
         "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'user'}",  # noqa: E501
+        "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
+        f"--user-data-dir={tmp_path / 'user'}",
         "--window-size=360,2000", f"--screenshot={picture}", f"file://{out / 'index.html'}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
