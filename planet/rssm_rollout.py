@@ -62,8 +62,8 @@ class RSSMRollout:
         self.reward_output = layer(reward.output)
 
         device = cell.weight_ih.device
-        # Zeros, not whatever was there: AMX kernels read past a row's slice and multiply what they find by zero, which makes
-        # NaN of a NaN (oneDNN of torch 2.13, where a length is not a multiple of the tiles).
+        # Zeros, not whatever was there: AMX kernels read past the end of a row's slice and multiply what they find by
+        # zero, which makes NaN of a NaN (oneDNN of torch 2.13, where a length is no multiple of the tile's).
         self.memory = torch.zeros(horizon + 1, count, d + s + a, dtype=dtype, device=device)
         self.gates = torch.empty(count, 2 * d, dtype=dtype, device=device)
         self.candidate = torch.empty(count, d, dtype=dtype, device=device)
