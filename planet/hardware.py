@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from pathlib import Path
@@ -62,6 +63,24 @@ def resolve_threads(threads: int, most: int = 8) -> int:
     if asked.isdigit() and int(asked) > 0:
         return int(asked)
     return min(most, len(os.sched_getaffinity(0)))
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
+_NEVER = 2**30
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed memory for the next allocation instead of giving it back to the system each time.
+
+    Pictures and their gradients are megabytes that come and go with every update: fetching their pages anew takes up to
+    a fifth of an update's time on a CPU. No effect where the C library is not glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    mallopt(_MMAP_THRESHOLD, _NEVER)
+    mallopt(_TRIM_THRESHOLD, _NEVER)
 
 
 def describe(device: torch.device) -> dict[str, str]:

@@ -26,6 +26,12 @@ def random_bytes(shape: tuple[int, ...], generator: torch.Generator) -> UInt8[Te
     return words.view(torch.uint8)[:count].view(shape)
 
 
+def image_noise(leading: tuple[int, ...], generator: torch.Generator) -> UInt8[Tensor, "*leading 3 64 64"]:
+    """Return the noise of as many pictures, channels last in memory as a replay's are: mixed layouts cost time."""
+    channels, *size = IMAGE_SHAPE
+    return random_bytes((*leading, *size, channels), generator).movedim(-1, -3)
+
+
 def preprocess(
     obs: UInt8[Tensor, "*batch 3 64 64"], noise: UInt8[Tensor, "*batch 3 64 64"], *, bit_depth: int
 ) -> Float[Tensor, "*batch 3 64 64"]:

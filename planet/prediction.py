@@ -43,7 +43,7 @@ def _noise(model: WorldModel, time: int, generator: torch.Generator) -> Tensor:
 def observe(model: WorldModel, episode: Episode, *, generator: torch.Generator) -> State:
     """Return the posteriors [1, T+1] of a whole episode, filtered from its first frame."""
     obs, action = _frames(episode, generator.device)
-    noise = images.random_bytes(tuple(obs.shape), generator)
+    noise = images.image_noise(tuple(obs.shape[:2]), generator)
     embed = model.encoder(images.preprocess(obs, noise, bit_depth=model.bit_depth))
     posterior, _ = model.transition.observe(embed, action, model.initial(1), _noise(model, action.shape[1], generator))
     return posterior

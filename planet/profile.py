@@ -124,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     threads = hardware.resolve_threads(arguments.threads)
     torch.set_num_threads(threads)
+    hardware.keep_freed_memory()
     found = hardware.describe(device)
     table = Table(
         title=f"{arguments.preset} on {found.get('gpu', found['cpu'])}, {precision}, {threads} threads, {backend}",

@@ -49,7 +49,7 @@ class Replay:
                 f"memory, but only {free / 2**30:.2f} GiB are available; choose a machine or a Slurm --mem with more, "
                 f"or lower schedule.train_episodes"
             )
-        self._obs = np.empty((frames, 3, 64, 64), np.uint8)
+        self._obs = np.empty((frames, 64, 64, 3), np.uint8)  # channels last in memory, as the networks want them
         self._action = np.empty((frames, action_size), np.float32)
         self._reward = np.empty(frames, np.float32)
         self._first = np.zeros(episodes + 1, np.int64)  # episode n is frames _first[n] up to _first[n + 1]
@@ -81,7 +81,7 @@ class Replay:
                 f"the replay is full: room for {len(self._first) - 1} episodes and {len(self._obs)} frames, holds "
                 f"{self._num_episodes} and {begin}, got an episode of {len(episode.obs)} frames"
             )
-        self._obs[begin:end] = episode.obs
+        self._obs[begin:end] = np.moveaxis(episode.obs, 1, -1)
         self._action[begin:end] = episode.action
         self._reward[begin:end] = episode.reward
         self._num_episodes += 1
@@ -98,7 +98,10 @@ class Replay:
         """
         slices = [slice(begin, begin + chunk) for begin in self.starts(batch_size, chunk, rng)]
         # Whole slices, not one index array: a third less time for the 30 MB of a paper-size batch.
-        return Batch(*(np.stack([array[s] for s in slices]) for array in (self._obs, self._action, self._reward)))
+        obs, action, reward = (
+            np.stack([array[s] for s in slices]) for array in (self._obs, self._action, self._reward)
+        )
+        return Batch(np.moveaxis(obs, -1, 2), action, reward)
 
     def starts(self, batch_size: int, chunk: int, rng: np.random.Generator) -> np.ndarray:
         """Return the index of each chunk's first frame, counted over all frames added: what `sample` draws."""

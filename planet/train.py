@@ -481,6 +481,7 @@ def _train(
             precision = first.get("precision") or hardware.resolve_precision(config.runtime.precision, device)
             threads = first.get("threads") or hardware.resolve_threads(config.runtime.threads)
             torch.set_num_threads(threads)
+            hardware.keep_freed_memory()
             run_dir.record_start(
                 device=str(device), precision=precision, threads=threads, picture=config.env.picture, gl=backend,
                 hardware=hardware.describe(device),

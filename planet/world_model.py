@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from planet import objective as terms
 from planet.config import ModelConfig, ObjectiveConfig
 from planet.drnn import DRNN
-from planet.images import IMAGE_SHAPE, preprocess, random_bytes
+from planet.images import image_noise, preprocess
 from planet.networks import Decoder, Encoder, RewardHead, compute_dtype, initialise
 from planet.rssm import RSSM
 from planet.rssm_rollout import RSSMRollout
@@ -155,7 +155,7 @@ class WorldModel(nn.Module):
         )
         device = generator.device
         return Noise(
-            image=random_bytes((batch, time, *IMAGE_SHAPE), generator),
+            image=image_noise((batch, time), generator),
             state=torch.randn(batch, time, size, generator=generator, device=device),
             overshooting=torch.randn(batch, pairs, size, generator=generator, device=device),
         )
@@ -180,7 +180,7 @@ class WorldModel(nn.Module):
         if len(generators) != obs.shape[0]:
             raise ValueError(f"filter needs one generator for each of the {obs.shape[0]} environments, "
                              f"got {len(generators)}")  # fmt: skip
-        bytes_ = torch.stack([random_bytes(IMAGE_SHAPE, g) for g in generators])
+        bytes_ = torch.stack([image_noise((), g) for g in generators])
         size = self.transition.stoch_size
         noise = torch.stack([torch.randn(size, generator=g, device=g.device) for g in generators])
         embed = self.encoder(preprocess(obs, bytes_, bit_depth=self.bit_depth))
@@ -239,7 +239,7 @@ class WorldModel(nn.Module):
         batch, time = action.shape[:2]
         if not 1 <= context <= min(obs.shape[1], time):
             raise ValueError(f"context must be in 1..{min(obs.shape[1], time)} (the steps given), got {context}")
-        bytes_ = random_bytes((batch, context, *IMAGE_SHAPE), generator)
+        bytes_ = image_noise((batch, context), generator)
         noise = torch.randn(batch, time, self.transition.stoch_size, generator=generator, device=generator.device)
         embed = self.encoder(preprocess(obs[:, :context], bytes_, bit_depth=self.bit_depth))
         state, _ = self.transition.observe(embed, action[:, :context], self.initial(batch), noise[:, :context])

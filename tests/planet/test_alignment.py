@@ -84,7 +84,9 @@ def test_a_chunk_is_filtered_as_the_agent_filters_an_episode(monkeypatch):
     generator = torch.Generator()
     # Without samples and dequantisation noise the two can be compared number by number.
     model.transition.mean_only = True
-    monkeypatch.setattr(world_model, "random_bytes", lambda shape, generator: torch.zeros(shape, dtype=torch.uint8))
+    monkeypatch.setattr(
+        world_model, "image_noise", lambda leading, _: torch.zeros((*leading, 3, 64, 64), dtype=torch.uint8)
+    )
 
     def chunk(actions):
         return model.open_loop(obs[None], actions[None], 6, generator).state.mean[0, -1]

@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.speed import plain
 from planet import cem
 from planet.config import ModelConfig, ObjectiveConfig
-from planet.images import preprocess, random_bytes
+from planet.images import image_noise, preprocess
 from planet.transition import State
 from planet.world_model import Noise, WorldModel
 
@@ -228,7 +228,7 @@ def test_filter_is_a_posterior_step_of_the_loss(transition: str) -> None:
 
     images, noises = [], []
     for g in seeded(0, 1, 2):  # each environment draws its picture's noise, then its state's
-        images.append(random_bytes((1, 3, 64, 64), g))
+        images.append(image_noise((1,), g))
         noises.append(torch.randn(1, 5, generator=g))
     embed = model.encoder(preprocess(obs[:, :1], torch.stack(images), bit_depth=5))
     expected, _ = model.transition.observe(embed, action[:, :1], model.initial(3), torch.stack(noises))
