@@ -198,14 +198,18 @@ class Queue:
         return self._jobs[0]
 
     def _find(self, submission: Submission) -> Submission | None:
-        """Return the submission with its job ids, or None if Slurm never took it."""
-        ids = [job.id for job in (self.jobs or {}).values() if job.name == submission.name]
-        if len(ids) != len(submission.packs):
+        """Return the submission with its job ids, or None if Slurm never took it.
+
+        One id tells them all: elements of an array that ended a while ago are no longer in squeue's answer.
+        """
+        id_ = next((job.id for job in (self.jobs or {}).values() if job.name == submission.name), None)
+        if id_ is None:
             return None
-        ordered = sorted(ids, key=lambda id_: int(id_.rpartition("_")[2]))
+        array = id_.partition("_")[0]
+        ids = [f"{array}_{i}" for i in range(len(submission.packs))] if "_" in id_ else [id_]
         found = Submission(
             folder=submission.folder, suite=submission.suite, created=submission.created, packs=submission.packs,
-            jobs=tuple(ordered),
+            jobs=tuple(ids),
         )  # fmt: skip
         found.write()
         return found
@@ -243,7 +247,7 @@ class Queue:
             if job.state == "PENDING":
                 return "waiting", f"Slurm job {id_} pending ({job.reason})"
             return "running", f"Slurm job {id_} {job.state.lower()} on {job.node}, starting"
-        if _started_since(path, submission.created):
+        if _started_in(path, id_, submission.created):
             return None
         if job is not None and job.state == "CANCELLED" and not submission.log(id_).exists():
             return None
@@ -264,7 +268,15 @@ def _ask_once(job: str) -> bool | None:
     return lease.squeue_knows(job)
 
 
-def _started_since(path: Path, when: float) -> bool:
-    record = read_json(path / "run.json") or {}
-    starts = record.get("starts", [])
-    return bool(starts) and starts[-1]["time"] >= when
+def _started_in(path: Path, job: str, submitted: float) -> bool:
+    """Return whether the run's last start was in this job, or after its submission.
+
+    The time alone does not tell: a node's clock may be behind the one of the machine that submitted.
+    """
+    starts = (read_json(path / "run.json") or {}).get("starts", [])
+    if not starts:
+        return False
+    ids = starts[-1].get("slurm", {})
+    task = ids.get("array_task_id")
+    started = f"{ids.get('array_job_id')}_{task}" if task else ids.get("job_id")
+    return started == job or starts[-1]["time"] >= submitted

@@ -107,6 +107,20 @@ def test_a_run_that_began_in_the_job_speaks_for_itself(tmp_path, cluster):
     assert Queue.read(preset).job_of(run.path) is None
 
 
+@pytest.mark.parametrize("job", ["12_0", "13"])
+def test_a_run_that_began_on_a_node_whose_clock_is_behind_speaks_for_itself(tmp_path, cluster, monkeypatch, job):
+    preset, submission, (run,) = submitted(tmp_path, ids=[job])
+    submission.log(job).write_text("some words\n")
+    monkeypatch.setenv("SLURM_JOB_ID", "13")
+    if "_" in job:
+        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    monkeypatch.setattr("time.time", lambda: submission.created - 30)
+    run.record_start()
+
+    assert Queue.read(preset).job_of(run.path) is None
+
+
 def test_where_squeue_does_not_answer_a_submitted_run_is_not_submitted_again(tmp_path, cluster):
     preset, _, (run,) = submitted(tmp_path)
     (cluster / "down").touch()
@@ -128,6 +142,22 @@ def test_a_launcher_cut_off_after_sbatch_is_made_good_by_the_jobs_name(tmp_path,
     ]
     record = json.loads((submission.folder / "submission.json").read_text())
     assert record["jobs"] == [f"40_{i}" for i in range(12)]
+
+
+def test_a_launcher_cut_off_after_sbatch_is_made_good_when_part_of_the_array_has_ended(tmp_path, cluster):
+    preset, submission, runs = submitted(tmp_path, seeds=3, ids=[])
+    jobs(cluster, ("40_2", "PENDING", "Priority", "", submission.name, "0:00"))
+
+    assert Queue.read(preset).job_of(runs[2].path) == ("waiting", "Slurm job 40_2 pending (Priority)")
+    record = json.loads((submission.folder / "submission.json").read_text())
+    assert record["jobs"] == ["40_0", "40_1", "40_2"]
+
+
+def test_a_single_job_whose_launcher_was_cut_off_is_found_too(tmp_path, cluster):
+    preset, submission, (run,) = submitted(tmp_path, ids=[])
+    jobs(cluster, ("40", "RUNNING", "None", "n1", submission.name, "0:01"))
+
+    assert Queue.read(preset).job_of(run.path) == ("running", "Slurm job 40 running on n1, starting")
 
 
 def test_a_launcher_cut_off_before_sbatch_submitted_nothing(tmp_path, cluster):
