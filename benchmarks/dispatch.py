@@ -40,6 +40,8 @@ class Executor(Protocol):
     submits: bool
     """Whether `start` hands the runs on and returns at once; then planning and starting must not be interrupted by
     another launcher's (`queue.locked`)."""
+    hardware: cost.Hardware
+    """What one run gets to itself."""
 
     def describe(self, items: Sequence[Item], *, dry_run: bool) -> None:
         """Print where and how the runs would be started, and what they cost."""
@@ -86,8 +88,11 @@ def show_cost(items: Sequence[Item], hardware: cost.Hardware, parallel: int | No
 class Inline:
     submits = False
 
+    def __init__(self) -> None:
+        self.hardware = cost.GPU if machine.visible_gpus() else cost.CPU_CORE
+
     def describe(self, items: Sequence[Item], *, dry_run: bool) -> None:
-        show_cost(items, cost.GPU if machine.visible_gpus() else cost.CPU_CORE, 1)
+        show_cost(items, self.hardware, 1)
         print("in this process, one after the other")
 
     def start(self, items: Sequence[Item], preset_folder: Path, suite: str) -> int:
@@ -102,6 +107,7 @@ class Local:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.gpus = machine.visible_gpus()
+        self.hardware = cost.GPU if self.gpus else cost.CPU_CORE
 
     def _slots(self, items: Sequence[Item]) -> tuple[list[machine.Slot], str]:
         return machine.slots(
@@ -113,7 +119,7 @@ class Local:
 
     def describe(self, items: Sequence[Item], *, dry_run: bool) -> None:
         slots, why = self._slots(items)
-        show_cost(items, cost.GPU if self.gpus else cost.CPU_CORE, len(slots))
+        show_cost(items, self.hardware, len(slots))
         threads = slots[0].environment["OMP_NUM_THREADS"]
         print(f"on this machine, {len(slots)} at a time ({why}), {threads} thread{'s' * (threads != '1')} each")
         if not self.gpus and any(item.run.preset == "paper" for item in items):
@@ -135,6 +141,7 @@ class Local:
 
 class Slurm:
     submits = True
+    hardware = cost.GPU
 
     def __init__(self, options: Options, *, there: bool) -> None:
         changes = {
@@ -148,7 +155,7 @@ class Slurm:
     def describe(self, items: Sequence[Item], *, dry_run: bool) -> None:
         from benchmarks.executors import slurm
 
-        show_cost(items, cost.GPU, None)
+        show_cost(items, self.hardware, None)
         batches = self._batches(items)
         for batch in batches:
             runs = sum(map(len, batch.packs))

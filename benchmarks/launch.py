@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import dispatch, plan, suites, variants
+from benchmarks import cost, dispatch, plan, suites, variants
 from benchmarks.executors import profile, queue
 from benchmarks.plan import Item, Plan, PlanError
 from planet import presets, tasks
 from planet.run_dir import RunDir
+from planet.stop_signal import EXIT_STOPPED
 
 EXIT_USAGE = 2
 MAX_ROWS = 60
@@ -130,22 +131,26 @@ def make_options(arguments: argparse.Namespace) -> dispatch.Options:
         executor=arguments.executor,
         max_parallel=arguments.max_parallel,
         runs_per_gpu=arguments.runs_per_gpu,
-        profile=profile.load(arguments.cluster, plan.parse_changes(arguments.cluster_set)),
+        profile=profile.load(arguments.cluster, plan.parse_changes(arguments.cluster_set, "--cluster-set")),
         profile_named=arguments.cluster is not None,
     )
 
 
-def show(plan_: Plan, items: Sequence[Item]) -> None:
-    """Print the plan table and what it adds up to."""
+def show(plan_: Plan, items: Sequence[Item], hardware: cost.Hardware) -> None:
+    """Print the plan table, each run with what it costs from its beginning, and what the table adds up to."""
     table = plan.rows(items)
     print(f"{plan_.suite}, {plan_.preset} preset: {len(items)} runs in {plan_.folder}")
-    titles = ("variant", "task", "seeds", "state", "why")
-    shown = table[:MAX_ROWS]
-    widths = [max(len(row[i]) for row in [titles, *shown]) for i in range(4)]
-    for row in [titles, *shown]:
-        print("  " + "  ".join(f"{row[i]:{widths[i]}}" for i in range(4)) + "  " + row[4])
-    if len(table) > len(shown):
-        print(f"  ... and {len(table) - len(shown)} rows more (status.py lists every run)")
+    configs = {(item.run.variant, item.run.task): item.run.config for item in items}
+    titles = ("variant", "task", "seeds", "state", f"{hardware.unit} time", "why")
+    shown: list[tuple[str, ...]] = [titles]
+    for variant, task, seeds, state, why in table[:MAX_ROWS]:
+        hours = "" if state == "done" else cost.text(cost.estimate(configs[variant, task], hardware).hours)
+        shown.append((variant, task, seeds, state, hours, why))
+    widths = [max(len(row[i]) for row in shown) for i in range(5)]
+    for row in shown:
+        print("  " + "  ".join(f"{row[i]:{widths[i]}}" for i in range(5)) + "  " + row[5])
+    if len(table) > MAX_ROWS:
+        print(f"  ... and {len(table) - MAX_ROWS} rows more (status.py lists every run)")
     for variant, run_variant, task in dict.fromkeys((s.variant, s.run.variant, s.task) for s in plan_.same):
         print(f"  {variant} on {task} equals {run_variant}: not run twice")
     counts = Counter(item.state for item in items)
@@ -156,6 +161,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         return launch(arguments)
+    except KeyboardInterrupt:  # between runs, or before the first; a run at work saves and stops by itself
+        print("launch.py: stopped; the same command goes on", file=sys.stderr)
+        return EXIT_STOPPED
     except PlanError as error:
         for problem in error.problems:
             print(f"launch.py: {problem}", file=sys.stderr)
@@ -174,7 +182,7 @@ def launch(arguments: argparse.Namespace) -> int:
     with queue.locked(sweep.folder) if lock else contextlib.nullcontext():
         jobs = queue.Queue.read(sweep.folder)
         items = plan.examine(sweep, job_of=jobs.job_of, knows=jobs.knows)
-        show(sweep, items)
+        show(sweep, items, executor.hardware)
         states = ("new", "resume", "failed") if arguments.retry_failed else ("new", "resume")
         todo = [item for item in items if item.state in states]
         failed = [item for item in items if item.state == "failed" and not arguments.retry_failed]

@@ -111,8 +111,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(seeds))
 
 
-def parse_changes(assignments: Iterable[str]) -> dict[str, str]:
-    """Return `{"planner.candidates": "500"}` for `["planner.candidates=500"]`.
+def parse_changes(assignments: Iterable[str], option: str = "--set") -> dict[str, str]:
+    """Return `{"planner.candidates": "500"}` for `["planner.candidates=500"]`; errors name the option.
 
     Raises:
         ValueError: no `=`, or one key twice with different values.
@@ -121,9 +121,9 @@ def parse_changes(assignments: Iterable[str]) -> dict[str, str]:
     for assignment in assignments:
         key, found, value = assignment.partition("=")
         if not found or not key.strip():
-            raise ValueError(f"--set takes key=value, got {assignment!r}")
+            raise ValueError(f"{option} takes key=value, got {assignment!r}")
         if changes.get(key.strip(), value.strip()) != value.strip():
-            raise ValueError(f"--set {key.strip()} is given twice, {changes[key.strip()]} and {value.strip()}")
+            raise ValueError(f"{option} {key.strip()} is given twice, {changes[key.strip()]} and {value.strip()}")
         changes[key.strip()] = value.strip()
     return changes
 

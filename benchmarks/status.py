@@ -386,7 +386,7 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
             executor=arguments.executor,
             max_parallel=arguments.max_parallel,
             runs_per_gpu=arguments.runs_per_gpu,
-            profile=profile.load(arguments.cluster, plan.parse_changes(arguments.cluster_set)),
+            profile=profile.load(arguments.cluster, plan.parse_changes(arguments.cluster_set, "--cluster-set")),
             profile_named=arguments.cluster is not None,
         )
         return retry(folders, arguments.suite, options)

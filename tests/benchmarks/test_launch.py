@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import dispatch, launch
+from benchmarks import cost, dispatch, launch
 from benchmarks.executors.profile import Profile
+from planet import presets
 from planet.lease import Lease
 from planet.run_dir import RunDir
 
@@ -31,6 +32,7 @@ def main(tmp_path, *words):
 
 class Recording:
     submits = False
+    hardware = cost.CPU_CORE
 
     def __init__(self):
         self.started = []
@@ -80,6 +82,7 @@ def test_help_comes_fast_and_loads_nothing_heavy():
         (["--set", "seed=3"], "'seed' cannot be set here"),
         (["--set", "planner.elites"], "--set takes key=value, got 'planner.elites'"),
         (["--cluster", "/nowhere.toml"], "no cluster profile /nowhere.toml"),
+        (["--cluster-set", "time"], "--cluster-set takes key=value, got 'time'"),
         (["--cluster-set", "tim=3"], "no profile key 'tim'.*perhaps time"),
     ],
 )
@@ -171,12 +174,37 @@ def test_only_what_is_missing_is_started(tmp_path, recording, capsys):
         ["base/cheetah_run/seed_1", "base/cheetah_run/seed_2", "base/cheetah_run/seed_4"],
     ]
     for line in (
-        "done     finished",
-        "failed   ValueError: x",
-        "resume   stopped at",
+        "done finished",
+        "failed 13 s ValueError: x",
+        "resume 13 s stopped at",
         "1 failed runs are left as they are",
     ):
-        assert line in out
+        assert line in " ".join(out.split())
+
+
+def test_the_plan_says_what_each_run_costs_on_what_it_will_run_on(tmp_path, recording, capsys):
+    words = ["--tasks", "cheetah_run", "--seeds", "2", "--dry-run"]
+    main(tmp_path, *words)
+    on_a_core = capsys.readouterr().out
+    recording.hardware = cost.GPU
+    main(tmp_path, *words)
+    on_a_gpu = capsys.readouterr().out
+    config = presets.resolve("cheetah_run")
+
+    for out, hardware, unit in ((on_a_core, cost.CPU_CORE, "core"), (on_a_gpu, cost.GPU, "GPU")):
+        title, row = out.splitlines()[1:3]
+        hours = cost.text(cost.estimate(config, hardware).hours)
+        assert f"{unit} time" in title
+        assert row.split() == ["base", "cheetah_run", "0,", "1", "new", *hours.split(), "never", "started"]
+
+
+def test_ctrl_c_before_a_run_is_at_work_is_no_traceback(tmp_path, recording, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    recording.start = interrupted
+    assert main(tmp_path, *ONE) == 75
+    assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_a_dry_run_writes_nothing(tmp_path, recording, capsys):
