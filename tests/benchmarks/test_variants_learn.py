@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from planet.config import Config
 from planet.envs import DMControlEnv, PadActions, make_env
 from planet.learner import Learner
 from planet.replay import Batch, Replay
-from planet.rollout import random_policy, run_episodes
+from planet.rollout import Episode, random_policy, run_episodes
 from planet.run_dir import RunDir, read_jsonl
 from planet.world_model import WorldModel
 
@@ -36,17 +37,19 @@ def config_of(name: str) -> Config:
     return presets.resolve(variant.task or TASK, preset="smoke", ablation=variant.overrides)
 
 
-def collect(env: DMControlEnv, config: Config, action_size: int) -> Batch:
+@functools.cache  # drawing is slow: variants with the same action repeat and size share an episode
+def random_episode(action_repeat: int, action_size: int) -> Episode:
+    config = presets.resolve(TASK, preset="smoke", changes={"env.action_repeat": action_repeat})
+    env = make_env(tasks.TASKS[TASK], config.env)
+    [episode] = run_episodes([PadActions(env, action_size)], random_policy(np.random.default_rng(0), action_size), [0])
+    env.close()
+    return episode
+
+
+def collect(config: Config, action_size: int) -> Batch:
     """One batch of a random episode, at the variant's own action repeat and with its padded actions."""
-    own = env
-    if config.env.action_repeat not in (0, env.action_repeat):
-        own = make_env(tasks.TASKS[TASK], config.env)
-    padded = PadActions(own, action_size)
     replay = Replay(frames=200, episodes=2, action_size=action_size)
-    [episode] = run_episodes([padded], random_policy(np.random.default_rng(0), action_size), [0])
-    replay.add(episode)
-    if own is not env:
-        own.close()
+    replay.add(random_episode(config.env.action_repeat or tasks.TASKS[TASK].action_repeat, action_size))
     return replay.sample(config.batch.size, config.batch.chunk, np.random.default_rng(1))
 
 
@@ -54,7 +57,7 @@ def collect(env: DMControlEnv, config: Config, action_size: int) -> Batch:
 def test_every_variant_takes_two_updates_and_plans_on_a_real_task(env: DMControlEnv, name: str) -> None:
     config = config_of(name)
     action_size = max(task.action_size for task in tasks.members(config.task))
-    batch = collect(env, config, action_size)
+    batch = collect(config, action_size)
     torch.manual_seed(0)
     model = WorldModel(config.model, config.objective, action_size)
     learner = Learner(model, config.optimizer, device=torch.device("cpu"))
@@ -77,7 +80,7 @@ def test_every_variant_takes_two_updates_and_plans_on_a_real_task(env: DMControl
 def gradients(name: str, env: DMControlEnv) -> tuple[WorldModel, dict[str, float | None]]:
     """Return the model after one backward pass and the size of each parameter's gradient (None: none at all)."""
     config = config_of(name)
-    batch = collect(env, config, env.action_size)
+    batch = collect(config, env.action_size)
     torch.manual_seed(0)
     model = WorldModel(config.model, config.objective, env.action_size)
     obs, action, reward = (torch.from_numpy(x) for x in (batch.obs, batch.action, batch.reward))
@@ -118,7 +121,7 @@ def test_the_fair_deterministic_model_trains_its_prior_by_the_distance_of_the_me
 def test_free_nats_or_learned_spreads_would_leave_the_fair_prior_untrained(env: DMControlEnv) -> None:
     """Why `deterministic` sets both: at its start the means are within three nats of each other."""
     config = config_of("deterministic")
-    batch = collect(env, config, env.action_size)
+    batch = collect(config, env.action_size)
     torch.manual_seed(0)
     model = WorldModel(config.model, presets.resolve(TASK, preset="smoke").objective, env.action_size)
     obs, action, reward = (torch.from_numpy(x) for x in (batch.obs, batch.action, batch.reward))

@@ -19,7 +19,6 @@ from planet.envs import DMControlEnv, Env, PadActions, make_env
 from planet.rollout import random_policy, run_episodes
 from planet.tasks import TASKS, Task
 
-os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's own threads do not help where tests share a few cores
 gl.choose_backend()
 from dm_control import suite  # noqa: E402  (after the back end is chosen)
 from dm_control.rl.control import PhysicsError  # noqa: E402
