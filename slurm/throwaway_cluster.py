@@ -62,13 +62,14 @@ PreemptMode=REQUEUE
 {user_signal}
 JobRequeue=1
 MaxArraySize=1001
-KillWait=2
+# Long enough for a run to save and for a node to be heard on a machine that is busy with other things.
+KillWait=20
+SlurmdTimeout=60
 CompleteWait=0
 InactiveLimit=0
 MinJobAge=300
 OverTimeLimit=0
 SlurmctldTimeout=30
-SlurmdTimeout=10
 # 1: a node set down stays down until it registers anew. With 2 a live one would come back at the next ping.
 ReturnToService=1
 GresTypes=gpu
@@ -195,7 +196,7 @@ class Cluster:
             env={**os.environ, **self.environment, "PATH": PATH},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
         if check and done.returncode != 0:
@@ -241,7 +242,7 @@ class Cluster:
                 timeout=60, check=False,
             )  # fmt: skip
 
-    def _wait(self, what: str, ready: Callable[[], bool], seconds: float = 30) -> None:
+    def _wait(self, what: str, ready: Callable[[], bool], seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
         while not ready():
             if time.monotonic() > deadline:
