@@ -19,6 +19,10 @@ Score = Callable[[Tensor], Tensor]
 """Candidates [N, J, H, A] in [-1, 1] to scores [N, J], higher is better."""
 
 
+class NonFiniteScore(ValueError):
+    """`score` gave NaN for a candidate."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The last iteration's belief about good action sequences."""
@@ -81,6 +85,6 @@ def plan(
     counts = torch.stack(undefined)
     if counts.any():
         i, env = (int(x[0]) for x in counts.cpu().nonzero(as_tuple=True))
-        raise ValueError(f"score gave NaN for {int(counts[i, env])} of {candidates} candidates "
+        raise NonFiniteScore(f"score gave NaN for {int(counts[i, env])} of {candidates} candidates "
                          f"(environment {env}, iteration {i}): the model's predictions are not finite")  # fmt: skip
     return Plan(mean, std)

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from planet import checkpoint, gl, hardware, streams, tasks
-from planet.agent import Agent
+from planet.agent import Agent, NonFiniteAction
+from planet.cem import NonFiniteScore
 from planet.config import Config, EnvConfig
 from planet.envs import Env, PadActions, make_env
 from planet.episode_store import EpisodeStore
@@ -46,6 +47,7 @@ from planet.world_model import WorldModel
 
 STATUS_EVERY_SECONDS = 2.0
 PHASES = ("train", "plan", "env", "eval")
+ADVICE = "the last good checkpoint is kept. Lower optimizer.learning_rate or use runtime.precision=float32"
 
 MakeEnv = Callable[[Task, EnvConfig], Env]
 
@@ -153,7 +155,12 @@ class Trainer:
         while (step := self._next_step()) is not None:
             if self.stop.requested:
                 raise Stopped
-            step()
+            try:
+                step()
+            except (NonFiniteScore, NonFiniteAction) as error:
+                raise NonFiniteAction(
+                    f"{error}, after update {self.progress.updates} of {self.run_dir.path}; {ADVICE}"
+                ) from error
             self._status_when_due()
         self.save()
 
@@ -206,8 +213,7 @@ class Trainer:
         row, column = (~torch.isfinite(values)).nonzero()[0].tolist()
         update = self.progress.updates - len(self.pending) + row
         raise NonFiniteLoss(
-            f"{names[column]} became {values[row, column].item()} at update {update} of {self.run_dir.path}; the last "
-            "good checkpoint is kept. Lower optimizer.learning_rate or use runtime.precision=float32"
+            f"{names[column]} became {values[row, column].item()} at update {update} of {self.run_dir.path}; {ADVICE}"
         )
 
     def _collect(self) -> None:

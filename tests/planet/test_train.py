@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -7,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from planet import checkpoint
+from planet import cem, checkpoint
 from planet.config import Config
+from planet.counting_env import CountingEnv
 from planet.episode_store import EpisodeStore
 from planet.presets import resolve
 from planet.run_dir import RunDir, read_jsonl
+from planet.train import train
 
 KILLED_RUN = Path(__file__).parent / "killed_run.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
@@ -164,6 +167,25 @@ def test_a_diverging_run_stops_with_the_term_the_update_and_the_last_good_checkp
     content = checkpoint.load(run.checkpoints)
     if content is not None:
         assert all(torch.isfinite(value).all() for value in content["learner"]["world_model"].values())
+
+
+@pytest.mark.parametrize("where", ["score", "plan"])
+def test_a_plan_that_is_not_finite_stops_the_run_with_the_update_and_the_directory(tmp_path, monkeypatch, where):
+    run = create(tmp_path / "seed_0", tiny(**{"schedule.updates": 4}))
+    plan, nan = cem.plan, float("nan")
+
+    def broken(score, **keywords):
+        if where == "score":
+            return plan(lambda candidates: score(candidates) * nan, **keywords)
+        found = plan(score, **keywords)
+        return dataclasses.replace(found, mean=found.mean * nan)
+
+    monkeypatch.setattr(cem, "plan", broken)
+
+    assert train(run.path, make_env=lambda task, config: CountingEnv(action_size=1, agent_steps=10)) == 1
+    error = (run.status() or {})["error"]
+    assert {"score": "score gave NaN", "plan": "the planner returned the action"}[where] in error
+    assert f"after update 4 of {run.path}" in error and "the last good checkpoint is kept" in error
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
