@@ -35,8 +35,9 @@ test: setup
 
 check: test
 
+# For daily use: in two processes, each file in one of them.
 test-fast: setup
-	$(BIN)/pytest -q -m 'not slow and not slurm and not gpu'
+	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not slurm and not gpu'
 
 fix: setup
 	$(BIN)/ruff check --fix .

@@ -126,6 +126,7 @@ def test_captions_say_how_to_read_and_which_commits(text: str) -> None:
     assert "PlaNet + candidates 500" in text
 
 
+@pytest.mark.slow
 def test_an_earlier_reports_files_go_and_foreign_files_stay(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     make_run(runs, seed=0, until=100, state="running", train_rows=False, metrics_every=50)

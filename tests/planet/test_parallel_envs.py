@@ -112,6 +112,7 @@ def test_a_killed_process_is_named() -> None:
             envs[1].step(np.zeros(1, np.float32))
 
 
+@pytest.mark.slow
 def test_signals_meant_for_the_run_do_not_end_its_simulators() -> None:
     with pool(CARTPOLE, 1) as envs:
         envs[0].reset(0)
@@ -127,6 +128,7 @@ def test_signals_meant_for_the_run_do_not_end_its_simulators() -> None:
         assert not is_alive(pid)
 
 
+@pytest.mark.slow
 def test_closing_the_last_environment_ends_the_process() -> None:
     envs = parallel_envs(CARTPOLE, CONFIG, 2, processes=1)
     [pid] = processes(envs)

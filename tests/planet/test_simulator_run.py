@@ -48,6 +48,7 @@ def test_a_run_records_its_evaluation_episodes_and_says_done(tmp_path: Path, cap
     assert "done" in capsys.readouterr().out and read_jsonl(run_dir.episodes_jsonl)[0] == rows
 
 
+@pytest.mark.slow
 def test_it_does_better_than_no_planning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty candidates and two iterations suffice to run forwards, for a while."""
     create(tmp_path / "planned", "cheetah_run")
