@@ -48,8 +48,14 @@ def commands(run_dir: RunDir) -> list[str]:
     if made["git"]["dirty"]:
         patch = made.get("patch")
         lines.append(f"git apply {shlex.quote(str(path / patch))}" if patch else "# with changes that were not kept")
-    pins = [f"{name}=={version}" for name, version in made["versions"].items() if name != "python" and version]
-    lines.append(f"pip install {' '.join(pins)}   # Python {made['versions']['python']}")
+    # An index has no builds like 2.13.0+cpu under that name; the version without it takes the one that fits.
+    pins = [
+        f"{name}=={version.partition('+')[0]}"
+        for name, version in made["versions"].items()
+        if name != "python" and version
+    ]
+    builds = [f", {name} {version}" for name, version in made["versions"].items() if version and "+" in version]
+    lines.append(f"pip install {' '.join(pins)}   # Python {made['versions']['python']}{''.join(builds)}")
     again = path.with_name(f"{path.name}_again")
     lines.append(f"python -m planet.reproduce {shlex.quote(str(path))} --into {shlex.quote(str(again))}")
     device = _device(made)

@@ -23,9 +23,19 @@ def test_the_commands_name_commit_versions_and_the_run(run):
 
     assert lines[0] == "# quick/base+planner.horizon=5/cheetah_run/seed_3"
     assert lines[1] == "git checkout " + "a" * 40
-    assert f"torch=={provenance.versions()['torch']}" in lines[2]
+    assert f"torch=={provenance.versions()['torch'].partition('+')[0]} " in lines[2]
     assert lines[3] == f"python -m planet.reproduce {run.path} --into {run.path}_again"
     assert lines[4] == f"python -m planet.train {run.path}_again   # it ran on {provenance.processor()}"
+
+
+def test_a_build_that_no_index_has_is_named_and_not_asked_for(tmp_path, monkeypatch):
+    versions = {**CODE["versions"], "python": "3.11.7", "torch": "2.13.0+cu130"}
+    monkeypatch.setattr(provenance, "of_code", lambda: {**CODE, "versions": versions})
+    made = RunDir.create(tmp_path / "seed_3", resolve("cheetah_run"), preset="paper", variant="base")
+    made.record_start()
+    line = reproduce.commands(made)[2]
+
+    assert "torch==2.13.0 " in line and line.endswith("# Python 3.11.7, torch 2.13.0+cu130")
 
 
 def test_a_repetition_has_the_same_configuration_and_what_auto_meant(run, tmp_path):
