@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What pip cannot install: OpenGL to draw pictures without a screen, and Slurm for the tests of the cluster path.
+# What pip cannot install: OpenGL to draw pictures without a screen; for the tests Slurm and a browser.
 # `make setup` calls this each time; when everything is there it takes no time and says nothing.
 # As root on Debian or Ubuntu it installs what is missing; elsewhere it says what to type, and goes on.
 set -euo pipefail
@@ -9,6 +9,8 @@ GL=(libegl1 libgl1 libopengl0 libgl1-mesa-dri)
 OSMESA=(libosmesa6)
 # The throw-away one-machine cluster of the tests. None of it is started here.
 SLURM=(munge slurmctld slurmd slurm-client)
+# The browser in which the tests open a report.
+BROWSER=(chromium)
 
 POLICY=/usr/sbin/policy-rc.d
 MARK="# made by PlaNet's install_system_packages.sh, for as long as it runs"
@@ -28,7 +30,9 @@ find_missing() {
     if [[ -e /etc/slurm/slurm.conf ]] || { command -v sbatch >/dev/null && [[ "$(missing slurm-client)" ]]; }; then
         slurm=()
     fi
-    all=("${gl[@]}" "${osmesa[@]}" "${slurm[@]}")
+    mapfile -t browser < <(missing "${BROWSER[@]}")
+    command -v chromium >/dev/null && browser=() # it may come from elsewhere, such as a snap
+    all=("${gl[@]}" "${osmesa[@]}" "${slurm[@]}" "${browser[@]}")
 }
 
 keep_services_down() { # what this script installs must not be started; a policy of the system's own is put back
@@ -52,8 +56,8 @@ get() { # PACKAGE...: with the lists as they are, then with fresh ones (a bare s
 }
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
-    echo "system packages: no apt here. Needed are EGL (or OSMesa) and OpenGL, for the Slurm tests also munge, slurmctld" \
-        "and slurmd; python -m planet.doctor says what is there"
+    echo "system packages: no apt here. Needed are EGL (or OSMesa) and OpenGL, for the tests also munge, slurmctld," \
+        "slurmd and chromium; python -m planet.doctor says what is there"
     exit 0
 fi
 
@@ -79,7 +83,7 @@ if ((${#gl[@]})) && ! get "${gl[@]}"; then
     echo "system packages: cannot install ${gl[*]}, without which nothing can be drawn (network? /etc/apt/sources.list?)" >&2
     exit 1
 fi
-for group in "${osmesa[*]}" "${slurm[*]}"; do
+for group in "${osmesa[*]}" "${slurm[*]}" "${browser[*]}"; do
     # shellcheck disable=SC2086 # a list of packages
     if [[ $group ]] && ! get $group; then
         tail -n 5 "$log"
