@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup smoke quick test test-fast check fix bench clean
+.PHONY: setup smoke quick test test-fast check fix bench results clean
 
 setup: $(STAMP)
 	@bash slurm/install_system_packages.sh
@@ -45,6 +45,10 @@ fix: setup
 
 bench: setup
 	$(BIN)/pytest -q benchmarks/speed --benchmark-only
+
+# README's results block and its figures, from the run directories in results/.
+results: setup
+	$(BIN)/python analysis/readme_results.py
 
 clean:
 	rm -rf report .pytest_cache .ruff_cache

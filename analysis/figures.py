@@ -160,8 +160,12 @@ def learning_curve_figure(
     columns: int = 3,
     paper_band: bool = True,
     note: str = "",
+    limit: float | None = None,
 ) -> Figure:
-    """Return one panel per task with our series and the curves of the paper's figure that correspond to them."""
+    """Return one panel per task with our series and the curves of the paper's figure that correspond to them.
+
+    The x axis ends at `limit`, or where `x_limit` says.
+    """
     labels = {figure.curves[v]: v for v in reversed(list(dict.fromkeys(ours["variant"]))) if v in figure.curves}
     labels = labels or {figure.curves["base"]: "base"}
     paper = published.curves(figure.name)
@@ -169,7 +173,7 @@ def learning_curve_figure(
     paper = paper.assign(
         colour=[style.PAPER if paper_band else style.colour(labels[label]) for label in paper["label"]]
     )
-    limit = x_limit(ours, x, planned)
+    limit = limit or x_limit(ours, x, planned)
     panels = []
     for i, task in enumerate(tasks):
         own = ours[ours["task"] == task]

@@ -15,6 +15,7 @@ import matplotlib
 matplotlib.use("agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -23,6 +24,8 @@ from analysis.figures import Figure, Key
 from analysis.inline_svg import inline
 
 PNG_DPI = 150
+MIN_WIDTH = 4.8
+"""Inches that the longest entry of a legend needs."""
 PNG: dict[str, Any] = {"compress_level": 4}
 
 
@@ -42,9 +45,26 @@ def render(figure: Figure, folder: Path, prefix: str) -> Rendered:
     csv = figure.data.to_csv(index=False, float_format="%.10g")
     (folder / f"{figure.name}.csv").write_text(csv)
     with plt.rc_context(style.MATPLOTLIB):
-        _combined(figure, folder)
+        canvas = _combined(figure)
+        _save_png(canvas, folder / f"{figure.name}.png")
+        canvas.savefig(folder / f"{figure.name}.svg", facecolor="white", metadata={"Date": None})
+        canvas.savefig(folder / f"{figure.name}.pdf", facecolor="white", metadata={"CreationDate": None})
+        plt.close(canvas)
         panels = [_panel(figure, i, prefix) for i in range(len(figure.panels))]
     return Rendered(figure, panels, csv)
+
+
+def picture(figure: Figure, path: Path) -> None:
+    """Write a figure's panels and legend as one PNG, nothing else."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with plt.rc_context(style.MATPLOTLIB):
+        canvas = _combined(figure)
+        _save_png(canvas, path)
+        plt.close(canvas)
+
+
+def _save_png(canvas: MatplotlibFigure, path: Path) -> None:
+    canvas.savefig(path, dpi=PNG_DPI, facecolor="white", metadata={"Software": None}, pil_kwargs=PNG)
 
 
 def _panel(figure: Figure, index: int, prefix: str) -> str:
@@ -60,10 +80,11 @@ def _panel(figure: Figure, index: int, prefix: str) -> str:
     return inline(file.getvalue(), f"{prefix}-{index}", panel.label or panel.title)
 
 
-def _combined(figure: Figure, folder: Path) -> None:
+def _combined(figure: Figure) -> MatplotlibFigure:
     columns = min(figure.columns, len(figure.panels))
     rows = -(-len(figure.panels) // columns)
     width, height = figure.panel_size
+    width = max(width, MIN_WIDTH / columns) if figure.keys else width
     key_rows = -(-len(figure.keys) // columns)
     foot = 0.22 * key_rows + (0.25 if figure.note else 0) + 0.12
     total = (width * columns, (height + 0.3) * rows + foot)
@@ -83,12 +104,7 @@ def _combined(figure: Figure, folder: Path) -> None:
         )  # fmt: skip
     if figure.note:
         canvas.text(0.55 / total[0], 0.1 / total[1], figure.note, color="#b3261e", fontsize=8.5, weight="bold")
-    canvas.savefig(
-        folder / f"{figure.name}.png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None}, pil_kwargs=PNG
-    )
-    canvas.savefig(folder / f"{figure.name}.svg", facecolor="white", metadata={"Date": None})
-    canvas.savefig(folder / f"{figure.name}.pdf", facecolor="white", metadata={"CreationDate": None})
-    plt.close(canvas)
+    return canvas
 
 
 def _handle(key: Key) -> Line2D | Patch:

@@ -1,0 +1,327 @@
+"""results/ -> the block of README.md between its markers, and the figures in results/figures/.
+
+`make results` (`python analysis/readme_results.py`) rewrites both from the run directories that are there; nothing in
+the block is typed by hand, and a test fails when it does not say what the runs say.
+"""
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportIndexIssue=false
+# (pandas' own annotations lose the type of every selection)
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from analysis import published, style
+from analysis.curves import against_paper, learning_curves
+from analysis.figures import Figure, learning_curve_figure
+from analysis.questions import series_label, task_label
+from analysis.render import picture
+from analysis.runs import TASKS, Results, Run, load, sort_tasks
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+FIGURES = "results/figures"
+PAPER_SEEDS = 5
+MIN_EPISODES = 60
+"""Curves shorter than this are drawn over this many episodes: the paper's first point is the mean of its first 53."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What the README shows."""
+
+    text: str
+    figures: list[Figure]
+
+
+def main() -> int:
+    block = read(ROOT)
+    write(ROOT, block)
+    print(f"README.md and {', '.join(f'{FIGURES}/{figure.name}.png' for figure in block.figures) or 'no figure'}")
+    return 0
+
+
+def read(root: Path) -> Block:
+    """Return the block that the runs below root/results make.
+
+    Raises:
+        BadInput: there is no run.
+    """
+    results = load([root / "results"], now=0.0)
+    parts = [results.of(preset) for preset in results.presets]
+    # Presets with an agent that learned come first, those with most of it in front.
+    parts.sort(key=lambda part: -len(learned(part)))
+    drawn = [figures_of(part) for part in parts]
+    texts = [text for part, figures in zip(parts, drawn, strict=True) for text in part_text(part, figures)]
+    return Block("\n\n".join([*texts, how(parts)]), [figure for figures in drawn for figure in figures])
+
+
+def write(root: Path, block: Block) -> None:
+    folder = root / FIGURES
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in [*folder.glob("*.png"), *folder.glob("*.csv")]:
+        path.unlink()
+    for figure in block.figures:
+        picture(figure, folder / f"{figure.name}.png")
+        (folder / f"{figure.name}.csv").write_text(csv(figure))
+    readme = root / "README.md"
+    readme.write_text(with_block(readme.read_text(), block.text))
+
+
+def csv(figure: Figure) -> str:
+    return figure.data.to_csv(index=False, float_format="%.6g")
+
+
+def with_block(readme: str, text: str) -> str:
+    """Return the README with its block replaced."""
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
+
+
+# -------------------------------------------------------------------------------------------------------- figures
+
+
+def learned(part: Results) -> pd.DataFrame:
+    """Return the evaluations of agents that learned a model."""
+    evals = part.frame("eval")
+    return evals[evals["dynamics"] == "latent"]
+
+
+def figures_of(part: Results) -> list[Figure]:
+    """Return PlaNet over the paper's band on the tasks it was run on, then its ablations where there are any."""
+    evals = learned(part)
+    preset = part.presets[0]
+    base = evals[evals["variant"] == "base"]
+    found = []
+    if len(base):
+        title = f"PlaNet, {preset} preset, and the paper"
+        found.append(_figure(f"{preset}-planet", title, base, published.FIGURES["fig4"]))
+    ablations = []
+    for name in ("fig4", "fig5"):
+        figure = published.FIGURES[name]
+        others = evals[evals["variant"].isin(figure.own - {"base"})]
+        if len(others):
+            both = pd.concat([base[base["task"].isin(set(others["task"]))], others])
+            own = _figure(name, "", both, figure, paper_band=False)
+            panels = [replace(panel, title=f"{panel.title}: {figure.title.lower()}") for panel in own.panels]
+            ablations.append(replace(own, panels=panels, data=own.data.assign(figure=name)))
+    if ablations:
+        panels = [panel for each in ablations for panel in each.panels]
+        drawn = [replace(p, draw=functools.partial(p.draw, y_label=i % 2 == 0)) for i, p in enumerate(panels)]
+        keys = list(dict.fromkeys(key for each in ablations for key in each.keys))
+        keys.sort(key=lambda key: key.colour in (style.PAPER, style.MUTED))
+        data = pd.concat([each.data for each in ablations], ignore_index=True)
+        name, title = f"{preset}-ablations", f"Ablations, {preset} preset"
+        found.append(Figure(name, title, "", drawn, data, keys, columns=2))
+    return found
+
+
+def _figure(
+    name: str, title: str, evals: pd.DataFrame, figure: published.PaperFigure, *, paper_band: bool = True
+) -> Figure:
+    curves = against_paper(learning_curves(evals), figure)
+    tasks = sort_tasks(curves["task"])
+    last = float(curves["episode"].max())
+    return learning_curve_figure(
+        name, title, "", ours=curves, figure=figure, tasks=tasks, planned=last, columns=min(3, max(2, len(tasks))),
+        paper_band=paper_band, limit=max(last, MIN_EPISODES) * 1.03,
+    )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------------------- text
+
+
+def part_text(part: Results, figures: Sequence[Figure]) -> list[str]:
+    """Return the paragraphs of one preset."""
+    preset = part.presets[0]
+    texts = []
+    for figure in figures:
+        said = "; ".join(panel.label.removeprefix("Learning curve, ") for panel in figure.panels)
+        texts.append(f"![{figure.title}. {said}]({FIGURES}/{figure.name}.png)")
+        if figure.name == f"{preset}-planet":
+            texts.append(
+                f"Blue: PlaNet as this suite trains it with the `{preset}` preset, median and 5–95 % of all evaluation "
+                "episodes; grey: the same of the paper, averaged over 53 episodes."
+                + ("" if preset == "paper" else " The preset's sizes are smaller than the paper's.")
+            )
+        else:
+            texts.append("Thin steps: the paper's medians of the same designs, in the same colours.")
+    if rows := score_rows(part):
+        texts.append(markdown(rows))
+        texts.append(
+            "Return: mean over the seeds' last evaluation (10 fresh episodes each), in brackets the lowest and highest "
+            "episode. Paper: median [5 %, 95 %] of its episodes at that many collected episodes. Hours: of one run."
+        )
+    if rows := simulator_rows(part):
+        texts.append("The planner alone, with the true simulator in place of a learned model (the paper's Table 1):")
+        texts.append(markdown(rows))
+    texts.append(missing(part))
+    return texts
+
+
+def score_rows(part: Results) -> list[dict[str, str]]:
+    """Return one row per series and task: where its seeds stand after the last evaluation that any of them had."""
+    evals = learned(part)
+    rows = []
+    groups = evals.groupby(["series", "variant", "task"], sort=False, observed=True)
+    for (series, variant, task), group in sorted(groups, key=_row_order):
+        point = int(group["episode"].max())
+        last = group[group["episode"] == point]
+        runs = [
+            run for run in part.runs if run.series == series and run.seed in set(last["seed"]) and task in run.tasks
+        ]
+        each = last.groupby("seed")["return"].mean()
+        returns = last["return"]
+        rows.append(
+            {
+                "task": task_label(str(task)),
+                "agent": series_label(str(series)),
+                "episodes": str(point),
+                "return": f"**{returns.mean():.0f}** ({returns.min():.0f}–{returns.max():.0f})",
+                "mean of each seed": ", ".join(f"{value:.0f}" for value in each),
+                "paper": _paper(str(variant), str(task), point, last),
+                "hours: wall": f"{last.groupby('seed')['hours'].max().mean():.1f}",
+                "processor": _cpu_hours(runs, point),
+                "machine": "; ".join(dict.fromkeys(machine(run) for run in runs)),
+            }
+        )
+    return rows
+
+
+def _row_order(item: tuple[tuple[str, str, str], pd.DataFrame]) -> tuple[object, ...]:
+    (series, variant, task), _ = item
+    return variant != "base", variant, sort_tasks([*TASKS, task]).index(task), series
+
+
+def _paper(variant: str, task: str, episode: int, rows: pd.DataFrame) -> str:
+    """Return the paper's median and percentiles of a design at an episode count, "–" where it has none."""
+    name = next((name for name, figure in published.FIGURES.items() if variant in figure.own), None)
+    index = published.bin_of(episode)
+    if name is None or index is None or not (rows["max_return"] == published.MAX_RETURN).all():
+        return "–"
+    curve = published.curves(name)
+    label = published.FIGURES[name].curves[variant]
+    found = curve[(curve["label"] == label) & (curve["task"] == task) & (curve["bin"] == index)].to_dict("records")
+    return f"{found[0]['median']:.0f} [{found[0]['p5']:.0f}, {found[0]['p95']:.0f}]" if found else "–"
+
+
+def _cpu_hours(runs: Iterable[Run], episode: int) -> str:
+    """Return the mean processor hours up to an episode count, "–" where a run did not measure them."""
+    hours = []
+    for run in runs:
+        if "cpu_seconds" not in run.metrics:
+            return "–"
+        own = run.metrics[run.metrics["episode"] <= episode]["cpu_seconds"].dropna()
+        hours.append(float(own.iloc[-1]) / 3600 if len(own) else 0.0)
+    return f"{sum(hours) / len(hours):.1f}" if hours else "–"
+
+
+def machine(run: Run) -> str:
+    """Return what a run was made on, in words."""
+    if run.resolved("device", "cpu").startswith("cuda"):
+        return run.device
+    threads = run.resolved("threads", run.config["runtime"].get("threads", ""))
+    cores = next((start["cores"] for start in run.starts if start.get("cores")), None)
+    of = f" of {cores}" if cores else ""
+    return f"{run.device}, {threads}{of} core{'s' * ((cores or int(threads or 1)) != 1)}"
+
+
+def simulator_rows(part: Results) -> list[dict[str, str]]:
+    evals = part.frame("eval")
+    own = evals[(evals["dynamics"] == "simulator") & (evals["variant"] == "true_simulator")]
+    paper = published.table1().set_index("method").loc["CEM + true simulator"]
+    rows = []
+    for task in [task for task in TASKS if task in set(own["task"])]:
+        returns = own.loc[own["task"] == task, "return"]
+        span = f" ({returns.min():.0f}–{returns.max():.0f})" if len(returns) > 1 else ""
+        rows.append(
+            {
+                "task": task_label(task),
+                "return": f"**{returns.mean():.0f}**{span}",
+                "episodes": str(len(returns)),
+                "paper": f"{paper[task]:.0f}",
+            }
+        )
+    return rows
+
+
+def markdown(rows: Sequence[dict[str, str]]) -> str:
+    """Return a GitHub table; columns of text flush left."""
+    names = list(rows[0])
+    left = {"task", "agent", "machine"}
+    lines = [" | ".join(names), " | ".join("---" if name in left else "---:" for name in names)]
+    lines += [" | ".join(row[name] for name in names) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+# ------------------------------------------------------------------------------------------------ what is missing
+
+
+def missing(part: Results) -> str:
+    """Return in plain words what the paper has and these runs have not, and what is wrong with them."""
+    preset = part.presets[0]
+    evals = part.frame("eval")
+    said = []
+    base = learned(part)
+    base = base[base["variant"] == "base"]
+    simulated = set(evals.loc[evals["variant"] == "true_simulator", "task"])
+    if simulated and (left := [task for task in TASKS if task not in simulated]):
+        said.append(f"{_tasks(left)} in the true simulator")
+    if len(base):
+        if left := [task for task in TASKS if task not in set(base["task"])]:
+            said.append(f"PlaNet on {_tasks(left)}")
+        seeds = base.groupby("task")["seed"].nunique()
+        if (seeds < PAPER_SEEDS).any():
+            counts = Counter(int(n) for n in seeds)
+            each = " and ".join(
+                f"{n} on {_tasks([t for t in sort_tasks(seeds.index) if seeds[t] == n])}" for n in sorted(counts)
+            )
+            said.append(f"seeds (the paper has {PAPER_SEEDS}; here {each})")
+    elif preset == "paper":
+        said.append("PlaNet itself at the paper's sizes, on any task")
+    paragraphs = [f"**Missing with the `{preset}` preset:** {'; '.join(said) or 'nothing'}."]
+    notes = [note for run in part.runs if (note := _note(run))]
+    notes += [f"{p.where}: {p.text}" for p in part.problems if p.kind in ("unusable", "duplicate", "split", "torn")]
+    paragraphs += [f"- {note}" for note in dict.fromkeys(notes)]
+    return "\n".join([paragraphs[0], "", *paragraphs[1:]]).rstrip()
+
+
+def _note(run: Run) -> str:
+    """Return what a reader must know about one run, "" if nothing."""
+    state = str(run.status.get("state", "new"))
+    said = []
+    if state == "failed":
+        said.append(f"failed at {run.status.get('episode')} of {run.episodes_total} episodes")
+    elif state != "done":
+        said.append(f"ended at {run.status.get('episode') or 0} of {run.episodes_total} episodes")
+    if run.code:
+        said.append(f"made with {run.code}")
+    return f"`{run.preset}/{run.name}` {', '.join(said)}" if said else ""
+
+
+def _tasks(tasks: Sequence[str]) -> str:
+    names = [task_label(task).lower() for task in tasks]
+    if len(names) == len(TASKS):
+        return "any task"
+    return ", ".join(names[:-1]) + f" or {names[-1]}" if len(names) > 1 else names[0]
+
+
+def how(parts: Sequence[Results]) -> str:
+    commits = sorted({commit[:7] for part in parts for run in part.runs for commit, _ in run.commits if commit})
+    return (
+        "All of it is drawn by `make results` from the run directories in [results/](results); made with the code of "
+        f"{', '.join(f'`{commit}`' for commit in commits) or 'not recorded'}. The whole report: "
+        "`python analysis/report.py results --out report/`."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""README's results say what the run directories in results/ say; the report of results/ can be made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_runs import make_run
+
+from analysis import readme_results
+from analysis.readme_results import BEGIN, END, FIGURES, ROOT, csv, read, with_block
+from analysis.report import make_report
+
+STALE = "results/ and README.md disagree: run make results (python analysis/readme_results.py) and commit what changes"
+
+
+def returns(episode: int, seed: int) -> list[float]:
+    return [100.0 * seed + episode + k for k in range(10)]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A repository's README and results: three seeds on cartpole, a stopped cheetah run, an ablation, the simulator."""
+    (tmp_path / "README.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    runs = tmp_path / "results"
+    common = {"preset": "quick", "returns": returns, "metrics_every": 10}
+    for seed in range(3):
+        make_run(runs, task="cartpole_swingup", seed=seed, **common)  # type: ignore[arg-type]
+    make_run(runs, task="cheetah_run", until=80, state="stopped", **common)  # type: ignore[arg-type]
+    make_run(runs, task="cartpole_swingup", variant="stochastic", seed=1, **common)  # type: ignore[arg-type]
+    make_run(runs, variant="true_simulator", task="walker_walk", returns=lambda episode, seed: [990.0])
+    return tmp_path
+
+
+def test_the_readme_says_what_results_say() -> None:
+    block = read(ROOT)
+    readme = (ROOT / "README.md").read_text()
+
+    assert readme == with_block(readme, block.text), STALE
+    there = {path.name for path in (ROOT / FIGURES).iterdir()}
+    assert there == {f"{figure.name}{suffix}" for figure in block.figures for suffix in (".csv", ".png")}, STALE
+    for figure in block.figures:
+        assert (ROOT / FIGURES / f"{figure.name}.csv").read_text() == csv(figure), STALE
+        assert 3_000 < (ROOT / FIGURES / f"{figure.name}.png").stat().st_size < 250_000
+    assert block.figures, "no run in results/ has learned a model"
+
+
+def test_a_row_equals_a_direct_computation(root: Path) -> None:
+    text = read(root).text
+
+    last = np.array([returns(155, seed) for seed in range(3)])
+    row = next(line for line in text.splitlines() if line.startswith("| Cartpole swingup | PlaNet | 155 |"))
+    assert f"**{last.mean():.0f}** ({last.min():.0f}–{last.max():.0f})" in row
+    assert ", ".join(f"{mean:.0f}" for mean in last.mean(axis=1)) in row
+    assert "| 523 [435, 736] |" in row  # the paper's bin from 110.3 episodes: analysis/reference/fig4_model_designs.csv
+    wall = np.mean([36.0 * 155 + seed for seed in range(3)]) / 3600
+    cpu = np.mean([(36.0 * 150 + seed) * 1.9 for seed in range(3)]) / 3600  # metrics stand at every tenth episode
+    assert f"| {wall:.1f} | {cpu:.1f} | Test processor, 1 of " in row
+    assert "| Walker walk | **990** | 1 | 994 |" in text
+
+
+def test_what_is_missing_is_said(root: Path) -> None:
+    text = read(root).text
+
+    assert "PlaNet on reacher easy, finger spin, cup catch or walker walk" in text
+    assert "here 1 on cheetah run and 3 on cartpole swingup" in text
+    assert "`quick/base/cheetah_run/seed_0` ended at 80 of 155 episodes" in text
+    assert "PlaNet itself at the paper's sizes, on any task" in text
+    status = root / "results/quick/stochastic/cartpole_swingup/seed_1/status.json"
+    status.write_text(json.dumps({**json.loads(status.read_text()), "state": "failed", "episode": 30}))
+    assert "`quick/stochastic/cartpole_swingup/seed_1` failed at 30 of 155 episodes" in read(root).text
+
+
+def test_a_run_that_goes_or_comes_changes_block_and_data(root: Path) -> None:
+    before = read(root)
+    shutil.rmtree(root / "results/quick/base/cartpole_swingup/seed_2")
+
+    after = read(root)
+
+    assert after.text != before.text
+    assert csv(after.figures[0]) != csv(before.figures[0])
+
+
+@pytest.mark.slow
+def test_writing_twice_changes_nothing_and_keeps_the_rest_of_the_readme(root: Path) -> None:
+    readme_results.write(root, read(root))
+    first = {path: path.read_bytes() for path in [root / "README.md", *(root / FIGURES).iterdir()]}
+    (root / FIGURES / "gone.png").write_bytes(b"")
+
+    readme_results.write(root, read(root))
+
+    assert {path: path.read_bytes() for path in [root / "README.md", *(root / FIGURES).iterdir()]} == first
+    readme = first[root / "README.md"].decode()
+    assert readme.startswith(f"before\n{BEGIN}\n![PlaNet, quick preset, and the paper.")
+    assert readme.endswith(f"\n{END}\nafter\n")
+    assert {path.name for path in first} == {
+        "README.md", "quick-planet.csv", "quick-planet.png", "quick-ablations.csv", "quick-ablations.png"
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_report_of_results_is_made(tmp_path: Path) -> None:
+    index, unusable = make_report([ROOT / "results"], tmp_path)
+
+    assert unusable == []
+    text = index.read_text()
+    for run in (ROOT / "results").rglob("run.json"):
+        record = json.loads(run.read_text())
+        assert f"{record['variant']}/{record['task']}/seed_{record['seed']}" in text
