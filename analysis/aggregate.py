@@ -26,7 +26,7 @@ class Interval:
     value: float
     low: float
     high: float
-    """NaN, as `low`, where there are not two seeds of any task: nothing to resample."""
+    """NaN, as `low`, where a task has one seed: resampling it shows no spread, as if it had none."""
 
     @property
     def known(self) -> bool:
@@ -82,7 +82,7 @@ def bootstrap(
     if not strata or any(len(stratum) == 0 for stratum in strata):
         raise ValueError(f"every task needs at least one score, got {[len(stratum) for stratum in strata]}")
     value = float(statistic([np.asarray(stratum, float)[None] for stratum in strata])[0])
-    if max(len(stratum) for stratum in strata) < 2:
+    if min(len(stratum) for stratum in strata) < 2:
         return Interval(value, float("nan"), float("nan"))
     drawn = [_resample(np.asarray(stratum, float), resamples, rng) for stratum in strata]
     low, high = np.quantile(statistic(drawn), [(1 - level) / 2, (1 + level) / 2])
@@ -128,7 +128,7 @@ def performance_profile(
         return np.mean(shares, axis=0)
 
     value = profile([np.asarray(stratum, float)[None] for stratum in strata])[0]
-    if max(len(stratum) for stratum in strata) < 2:
+    if min(len(stratum) for stratum in strata) < 2:
         return np.stack([value, np.full_like(value, np.nan), np.full_like(value, np.nan)])
     drawn = profile([_resample(np.asarray(stratum, float), resamples, rng) for stratum in strata])
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)

@@ -133,6 +133,13 @@ class Matrix:
     columns: list[str]
     rows: list[tuple[str, list[Cell | None]]]
 
+    @property
+    def states(self) -> list[str]:
+        """Return the states that occur, for the legend: the good ones first."""
+        order = ("done", "running", "new", "stopped", "short", "stale", "failed", "unusable", "missing")
+        there = {state for _, cells in self.rows for cell in cells if cell for _, state in cell.seeds}
+        return [state for state in order if state in there]
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:

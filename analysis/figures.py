@@ -10,6 +10,7 @@ The same panels make the combined picture (PNG, SVG, PDF) and, one by one, the p
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -62,6 +63,17 @@ class Figure:
     note: str = ""
     """A warning that must stand in the picture itself (the smoke preset cannot learn)."""
     commits: list[str] = field(default_factory=list)
+
+
+LABEL_WIDTH = 18
+"""Characters of a row's label on one line."""
+
+
+def row_labels(names: Sequence[str]) -> tuple[list[str], float]:
+    """Return the labels of a chart's rows, long ones on two lines or more, and the inches they need left of it."""
+    labels = [textwrap.fill(name, LABEL_WIDTH, break_long_words=False) for name in names]
+    longest = max((len(line) for label in labels for line in label.splitlines()), default=0)
+    return labels, 0.2 + 0.066 * longest
 
 
 # -------------------------------------------------------------------------------------------- learning curves

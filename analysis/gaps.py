@@ -27,7 +27,7 @@ def gaps_section(results: Results) -> Section:
     basis = (
         f"expected by the plan{'s' * (len(suites) > 1)} of {', '.join(suites)}"
         if planned
-        else "expected, as no plan file is there: every task and seed seen of each variant"
+        else "no plan file is there: expected is every seed of a variant on every task it was run on"
     )
     lead = f"<strong>{done} of {len(expected)}</strong> runs are done ({basis})."
     blocks: list[Block] = [_matrix(states)]

@@ -20,7 +20,7 @@ from analysis import aggregate, published, style
 from analysis.aggregate import Interval
 from analysis.content import Block, Section, Table, Text
 from analysis.curves import final_scores
-from analysis.figures import Figure, Key, Panel
+from analysis.figures import Figure, Key, Panel, row_labels
 from analysis.questions import series_label, task_label
 from analysis.runs import Results, sort_tasks
 from analysis.scores import note_of, with_commits
@@ -100,10 +100,11 @@ def aggregate_figure(intervals: pd.DataFrame, variants: Mapping[str, str], resul
         + "; ".join(f"<em>{name}</em>: {meaning}" for name, meaning in MEANING.items())
         + ". Compare variants only where they cover the same tasks (see the table)."
     )
-    height = 0.75 + 0.27 * intervals["series"].nunique()
+    labels, left = row_labels([series_label(series) for series in variants])
+    height = 0.7 + 0.18 * sum(1 + label.count("\n") / 2 for label in labels) + 0.1 * len(labels)
     figure = Figure(
-        "aggregates", "Final scores over all tasks", caption, panels, intervals, columns=2, panel_size=(4.6, height),
-        note=note_of(results), left=1.75,
+        "aggregates", "Final scores over all tasks", caption, panels, intervals, columns=2,
+        panel_size=(left + 2.3, height), note=note_of(results), left=left,
     )  # fmt: skip
     return with_commits(figure, results, variants)
 
@@ -115,11 +116,11 @@ def interval_panel(axes: Axes, *, own: pd.DataFrame, variants: Mapping[str, str]
         if np.isfinite(row["low"]):
             axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=6, alpha=0.35)
         axes.plot([row["value"]], [place], "o", color=colour, markersize=5)
-    axes.set_yticks(range(len(rows)), [series_label(row["series"]) for row in reversed(rows)])
+    axes.set_yticks(range(len(rows)), row_labels([series_label(row["series"]) for row in reversed(rows)])[0])
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
-    axes.locator_params(axis="x", nbins=6)
+    axes.locator_params(axis="x", nbins=4)
     axes.set_xlabel("score (return / 1,000)")
 
 
@@ -132,7 +133,7 @@ def aggregate_table(intervals: pd.DataFrame) -> Table:
             row = own.loc[name]
             shown[name] = interval_text(Interval(row["value"], row["low"], row["high"]))
         rows.append({**shown, "tasks": str(own["tasks"].iloc[0]), "runs": str(own["runs"].iloc[0])})
-    caption = "Value [95 % interval]; tasks and finished runs that went in. Without two seeds of a task, no interval."
+    caption = "Value [95 % interval]; tasks and finished runs that went in. An interval needs two seeds of each task."
     return Table("aggregates", "Final scores over all tasks", caption, intervals, pd.DataFrame(rows), ("agent",))
 
 
@@ -161,7 +162,7 @@ def profile_figure(strata: Strata, variants: Mapping[str, str], results: Results
     keys = [Key(series_label(series), style.colour(variant)) for series, variant in variants.items()]
     figure = Figure(
         "performance-profiles", "Performance profiles", caption, [Panel("", draw, "Performance profiles")], frame, keys,
-        1, panel_size=(6.4, 3.0), note=note_of(results),
+        1, panel_size=(4.4, 2.6), note=note_of(results),
     )  # fmt: skip
     return with_commits(figure, results, variants)
 
@@ -212,7 +213,8 @@ def improvement_table(strata: Strata) -> Table | None:
         return None
     caption = (
         "Chance that a random run of PlaNet ends above a random one of the other on the same task (Mann–Whitney U / "
-        "nm; ties count half), averaged over the tasks both have, with its 95 % interval. 0.5 means no difference."
+        "nm; ties count half), averaged over the tasks both have, with its 95 % interval (where both have two "
+        "seeds of each task). 0.5 means no difference."
     )
     return Table(
         "probability-of-improvement", "Probability of improvement", caption, pd.DataFrame(data), pd.DataFrame(rows),
@@ -273,7 +275,9 @@ def learning_speed_table(evals: pd.DataFrame, results: Results) -> Table:
         cells = {
             "agent": series_label(row["series"]),
             "task": task_label(row["task"]),
-            "area": f"{row['area']:.0f} [{row['area_low']:.0f}, {row['area_high']:.0f}] ({row['area_seeds']})",
+            "area": f"{row['area']:.0f}"
+            + (f" [{row['area_low']:.0f}, {row['area_high']:.0f}]" if row["area_seeds"] > 1 else "")
+            + f" ({row['area_seeds']})",
             "until": str(row["until"]),
         }
         for name in names:
@@ -281,14 +285,14 @@ def learning_speed_table(evals: pd.DataFrame, results: Results) -> Table:
             if reached is None or np.isnan(reached):
                 cells[name] = "–"
             else:
-                when = f"{row[f'{name}: episodes']:.0f}" if reached else "not reached"
+                when = f"{row[f'{name}: episodes']:.0f}" if reached else "–"
                 cells[name] = f"{when} ({int(reached)}/{row['seeds']})"
         shown.append(cells)
     caption = (
         "Area: mean height of a run's learning curve (trapezoids over episodes up to <em>until</em>), median [lowest, "
         "highest] of the finished runs (their number); where none has finished, of all runs as far as all have come. "
         "Then the first evaluation at which a run's mean return is at least A3C's, 90 % of what the paper's PlaNet "
-        "ends at, and D4PG's, in episodes: median over the seeds that reached it, and how many of the seeds did."
+        "ends at, and D4PG's, in episodes: median over the seeds that reached it (–: none), and how many did."
     )
     return Table(
         "learning-speed", "Area and episodes to threshold", caption, frame, pd.DataFrame(shown), ("agent", "task"),

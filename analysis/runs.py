@@ -48,7 +48,7 @@ Kind = Literal[
 PROBLEMS: dict[Kind, str] = {
     "unusable": "left out: files that cannot be used",
     "duplicate": "run twice",
-    "missing": "missing: planned, never started",
+    "missing": "missing: expected, no run directory yet",
     "failed": "failed",
     "stale": "stale: says it runs, silent for more than ten minutes",
     "short": "short: says it is done, with rows missing",
@@ -558,12 +558,13 @@ def _differing(runs: Sequence[Run], task: str) -> set[str]:
 def _find_problems(results: Results) -> None:
     for preset in results.presets:
         part = results.of(preset)
-        expected, _ = part.expected()
+        expected, planned = part.expected()
+        text = "planned, never started" if planned else "not there, though another task or seed of this variant is"
         there = {(run.variant, run.task, run.seed) for run in part.runs}
         there |= {(variant, task, seed) for _, variant, task, seed in part.unusable}
         for variant, task, seed in sorted(expected - there):
             name = f"{variant}/{task}/seed_{seed}"
-            results.problems.append(Problem("missing", name, "planned, no run directory yet", preset))
+            results.problems.append(Problem("missing", name, text, preset))
         for run in part.runs:
             results.problems += _problems_of(run, results.now)
 

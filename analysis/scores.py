@@ -56,11 +56,16 @@ def warning_of(results: Results) -> str:
 def curve_section(results: Results, figure: published.PaperFigure, *, x: str = "episode") -> Section | None:
     """Return a figure of the paper with our runs in front, or None where we have nothing it is about.
 
-    Figure 4 holds PlaNet itself, always; the others compare it with variants.
+    Figure 4 holds PlaNet itself; the others compare it with variants. Tasks without a run, there or planned, are left
+    out.
     """
     evals = results.frame("eval")
     evals = evals[evals["variant"].isin(list(figure.curves)) & (evals["dynamics"] == "latent")]
-    if figure.name != "fig4" and not set(evals["variant"]) & figure.own:
+    expected, _ = results.expected()
+    tasks = {task for variant, task, _ in expected if variant in figure.own and task in TASKS} | set(
+        evals.loc[evals["variant"].isin(figure.own), "task"]
+    )
+    if not tasks or (figure.name != "fig4" and not set(evals["variant"]) & figure.own):
         return None
     curves = against_paper(learning_curves(evals), figure)
     comparable = bool(np.all(evals["max_return"] == published.MAX_RETURN))
@@ -69,7 +74,6 @@ def curve_section(results: Results, figure: published.PaperFigure, *, x: str = "
     build = functools.partial(
         learning_curve_figure,
         figure=figure,
-        tasks=sort_tasks(set(TASKS) | set(evals["task"])),
         planned=planned_episodes(results, list(figure.curves)),
         note=note_of(results),
     )
@@ -78,19 +82,24 @@ def curve_section(results: Results, figure: published.PaperFigure, *, x: str = "
     read = f"Read as the figure above. {STEPS}" if several else READ_STEPS
     if several:
         caption = f"{BAND} Thin steps: the paper's medians of the same designs, in the same colours."
-        drawing = build(figure.name, f"{figure.number}. {figure.title}", caption, ours=curves, x=x, paper_band=False)
+        title = f"{figure.number}. {figure.title}"
+        shown = sort_tasks(tasks)
+        drawing = build(figure.name, title, caption, ours=curves, tasks=shown, x=x, paper_band=False)
         blocks.append(with_commits(drawing, results, curves["series"]))
     for series, variant in dict.fromkeys(zip(curves["series"], curves["variant"], strict=True)):
         if variant not in figure.own:
             continue  # the paper draws the same curve in an earlier figure, and so do we
         own = curves[curves["series"] == series]
+        shown = sort_tasks({task for v, task, _ in expected if v == variant and task in TASKS} | set(own["task"]))
         name = f"{figure.name}-{slug(series)}" if several else figure.name
         title = f"{series_label(series)} and the paper"
-        drawing = with_commits(build(name, title, read, ours=own, x=x), results, [series])
-        blocks.append(_every_axis(drawing, build, own, x) if series == "base" else drawing)
+        draw = functools.partial(build, tasks=shown)
+        drawing = with_commits(draw(name, title, read, ours=own, x=x), results, [series])
+        blocks.append(_every_axis(drawing, draw, own, x) if series == "base" else drawing)
     if curves.empty:
         caption = f"No evaluation yet. {READ_STEPS}"
-        blocks.append(build(figure.name, f"{figure.number}. {figure.title}", caption, ours=curves, x=x))
+        title = f"{figure.number}. {figure.title}"
+        blocks.append(build(figure.name, title, caption, ours=curves, tasks=sort_tasks(tasks), x=x))
     if comparable and (curves["verdict"] != "").any():
         blocks.append(verdict_table(curves, figure, results))
     elif not comparable:
@@ -210,9 +219,11 @@ def glance(results: Results) -> list[tuple[str, str]]:
         means = scores.groupby("task")["score"].mean()
         paper = published.table1().set_index("method").loc["PlaNet", list(means.index)].astype(float).mean()
         tasks = f"{len(means)} task{'s' * (len(means) > 1)}"
-        facts.append(
-            (f"{means.mean():.0f}", f"PlaNet's mean final return over {tasks}; the paper's there: {paper:.0f}")
-        )
+        trained = sorted({run.train_episodes for run in results.runs if run.series == "base" and run.train_episodes})
+        after = "" if trained == [published.EPISODES] else f" after {' or '.join(f'{n:,}' for n in trained)} episodes"
+        its = " there" if not after else f" after {published.EPISODES:,}"
+        what = f"PlaNet's mean final return over {tasks}{after}; the paper's{its}: {paper:.0f}"
+        facts.append((f"{means.mean():.0f}", what))
     return facts
 
 
@@ -252,13 +263,16 @@ def table1_section(results: Results) -> Section:
         if variant is None:
             continue
         mine = evals[evals["variant"] == variant]
+        if not any(results.seeds_expected(variant, task) for task in TASKS) and mine.empty:
+            continue
         for series in dict.fromkeys(mine["series"]) or [variant]:
             own = scores[scores["series"] == series]
             total = {run.episodes_total for run in results.runs if run.series == series and run.dynamics == "latent"}
             shown = {
                 "method": series_label(series),
                 "source": "this suite",
-                "episodes": " / ".join(f"{t - 5:,}" if t > 5 else f"{t}" for t in sorted(total)) or "0",
+                "episodes": " / ".join(f"{t - 5:,}" if t > 5 else f"{t}" for t in sorted(total))
+                or ("0" if variant == "true_simulator" else "–"),
             }
             for task in TASKS:
                 values = own.loc[own["task"] == task, "score"].astype(float)

@@ -220,14 +220,23 @@ def test_presets_have_sections_and_files_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
 def test_chromium_draws_it_at_phone_width_without_a_console_error(out: Path, tmp_path: Path) -> None:
+    # A window is never narrower than 500 pixels, a frame is as narrow as it is told; its page tells how wide it got.
+    told = "<script>onload = () => console.log('width', document.documentElement.scrollWidth)</script></body>"
+    framed = tmp_path / "framed.html"
+    framed.write_text((out / "index.html").read_text().replace("</body>", told))
+    frame = tmp_path / "frame.html"
+    frame.write_text(f'<iframe src="file://{framed}" style="width: 360px; height: 20000px; border: 0"></iframe>')
     picture = tmp_path / "phone.png"
     command = [
         "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
         "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
         f"--user-data-dir={tmp_path / 'user'}",
-        "--window-size=360,2000", f"--screenshot={picture}", f"file://{out / 'index.html'}",
+        "--window-size=500,2000", f"--screenshot={picture}", f"file://{frame}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     assert picture.stat().st_size > 10_000
-    assert "CONSOLE" not in done.stderr
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    widths = [int(width) for width in re.findall(r'"width (\d+)"', done.stderr)]
+    assert len(console) == len(widths) == 1, console
+    assert 300 < widths[0] <= 360, "something sticks out of a page of 360 pixels"
