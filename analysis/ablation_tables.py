@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from analysis import aggregate, published, style
 from analysis.aggregate import Interval
 from analysis.content import Block, Listing, Section, Table
-from analysis.figures import Figure, Key, Panel
+from analysis.figures import Figure, Key, Panel, row_labels, row_space
 from analysis.questions import questions, series_label, split, task_label
 from analysis.runs import Results, Run, sort_tasks
 from analysis.scores import note_of, with_commits
@@ -235,7 +235,7 @@ def claims_table(found: Sequence[Effect]) -> Table:
             }
         )  # fmt: skip
     for text in ("variant", "question", "the paper", "pairs"):
-        classes |= {(i, text): "wrap" for i in range(len(rows))}
+        classes |= {(i, text): "wrap long" if text in ("question", "the paper") else "wrap" for i in range(len(rows))}
     return Table(
         "ablations", "Questions and answers", READ, pd.DataFrame(data), pd.DataFrame(rows),
         ("variant", "question", "the paper", "pairs", "verdict"), classes=classes, html=markup, stacked=True,
@@ -297,10 +297,11 @@ def effect_figure(found: Sequence[Effect], results: Results) -> Figure:
         "Right of the line the variant is better than its partner, left of it worse. Thick: our effect with its 95 % "
         "interval; small points: single pairs of runs; hollow diamond: the paper's effect."
     )
+    left, height = row_space(row_labels([series_label(name) for name in series]))
     keys = [Key("our effect, 95 % interval", style.INK), Key("the paper's effect", style.PAPER, "diamond")]
     figure = Figure(
-        "ablation-effects", "Effects of all variants", caption, panels, frame, keys, 2 if len(series) > 4 else 3,
-        panel_size=(4.6 if len(series) > 4 else 3.6, 0.75 + 0.27 * len(series)), note=note_of(results), left=1.75,
+        "ablation-effects", "Effects of all variants", caption, panels, frame, keys, 2,
+        panel_size=(left + 2.4, height), note=note_of(results), left=left,
     )  # fmt: skip
     return with_commits(figure, results, [*series, "base"])
 
@@ -322,7 +323,7 @@ def effect_panel(axes: Axes, *, effects: dict[str, Effect], series: Sequence[str
             axes.plot(
                 [effect.paper], [y], "D", markerfacecolor="none", markeredgecolor=style.PAPER, markersize=5.5, zorder=4
             )
-    axes.set_yticks(range(len(series)), [series_label(name) for name in reversed(series)])
+    axes.set_yticks(range(len(series)), row_labels([series_label(name) for name in reversed(series)]))
     axes.set_ylim(-0.7, len(series) - 0.3)
     axes.set_xlim(-reach, reach)
     axes.grid(axis="x")

@@ -16,7 +16,7 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from analysis import style
 from analysis.content import Block, Fold, Section, Table
-from analysis.figures import Figure, Key, Panel, row_labels
+from analysis.figures import Figure, Key, Panel, row_labels, row_space
 from analysis.questions import series_label, task_label
 from analysis.runs import Results, Run, sort_tasks
 from analysis.scores import note_of, slug, with_commits
@@ -174,8 +174,7 @@ def phase_figure(runs: Sequence[Run], results: Results) -> Figure:
     )
     names = {"train": "updates", "plan": "planning", "env": "simulator", "eval": "evaluation"}
     keys = [Key(names[phase], style.PALETTE[colour][0], "bar") for phase, colour in PHASES.items()]
-    labels, left = row_labels([series_label(series) for series in dict.fromkeys(groups["series"])])
-    height = 0.7 + 0.18 * sum(1 + label.count("\n") / 2 for label in labels) + 0.1 * len(labels)
+    left, height = row_space(row_labels([series_label(series) for series in dict.fromkeys(groups["series"])]))
     figure = Figure(
         "phase-timings", "Where the time goes", caption, panels, frame, keys, 3, panel_size=(left + 2.0, height),
         note=note_of(results), left=left,
@@ -191,7 +190,7 @@ def phase_panel(axes: Axes, *, own: pd.DataFrame, series: Sequence[str]) -> None
             value = by_series[name][phase] if name in by_series else 0.0
             axes.barh([place], [value], left=[left], height=0.62, color=style.PALETTE[colour][0], alpha=0.8)
             left += value
-    axes.set_yticks(range(len(series)), row_labels([series_label(name) for name in reversed(series)])[0])
+    axes.set_yticks(range(len(series)), row_labels([series_label(name) for name in reversed(series)]))
     axes.set_ylim(-0.6, len(series) - 0.4)
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")

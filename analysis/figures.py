@@ -69,11 +69,15 @@ LABEL_WIDTH = 18
 """Characters of a row's label on one line."""
 
 
-def row_labels(names: Sequence[str]) -> tuple[list[str], float]:
-    """Return the labels of a chart's rows, long ones on two lines or more, and the inches they need left of it."""
-    labels = [textwrap.fill(name, LABEL_WIDTH, break_long_words=False) for name in names]
-    longest = max((len(line) for label in labels for line in label.splitlines()), default=0)
-    return labels, 0.2 + 0.066 * longest
+def row_labels(names: Sequence[str]) -> list[str]:
+    """Return the labels of a chart's rows, long ones on two lines or more."""
+    return [textwrap.fill(name, LABEL_WIDTH, break_long_words=False) for name in names]
+
+
+def row_space(labels: Sequence[str]) -> tuple[float, float]:
+    """Return the inches such labels need left of a chart, and the height of the chart."""
+    lines = [line for label in labels for line in label.splitlines()]
+    return 0.2 + 0.066 * max(map(len, lines), default=0), 0.7 + 0.19 * len(labels) + 0.09 * len(lines)
 
 
 # -------------------------------------------------------------------------------------------- learning curves

@@ -20,7 +20,7 @@ from analysis import aggregate, published, style
 from analysis.aggregate import Interval
 from analysis.content import Block, Section, Table, Text
 from analysis.curves import final_scores
-from analysis.figures import Figure, Key, Panel, row_labels
+from analysis.figures import Figure, Key, Panel, row_labels, row_space
 from analysis.questions import series_label, task_label
 from analysis.runs import Results, sort_tasks
 from analysis.scores import note_of, with_commits
@@ -100,8 +100,7 @@ def aggregate_figure(intervals: pd.DataFrame, variants: Mapping[str, str], resul
         + "; ".join(f"<em>{name}</em>: {meaning}" for name, meaning in MEANING.items())
         + ". Compare variants only where they cover the same tasks (see the table)."
     )
-    labels, left = row_labels([series_label(series) for series in variants])
-    height = 0.7 + 0.18 * sum(1 + label.count("\n") / 2 for label in labels) + 0.1 * len(labels)
+    left, height = row_space(row_labels([series_label(series) for series in variants]))
     figure = Figure(
         "aggregates", "Final scores over all tasks", caption, panels, intervals, columns=2,
         panel_size=(left + 2.3, height), note=note_of(results), left=left,
@@ -116,7 +115,7 @@ def interval_panel(axes: Axes, *, own: pd.DataFrame, variants: Mapping[str, str]
         if np.isfinite(row["low"]):
             axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=6, alpha=0.35)
         axes.plot([row["value"]], [place], "o", color=colour, markersize=5)
-    axes.set_yticks(range(len(rows)), row_labels([series_label(row["series"]) for row in reversed(rows)])[0])
+    axes.set_yticks(range(len(rows)), row_labels([series_label(row["series"]) for row in reversed(rows)]))
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
