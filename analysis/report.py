@@ -22,7 +22,7 @@ import pandas as pd
 
 from analysis import page, published
 from analysis.ablation_tables import ablation_section
-from analysis.content import Part, Section
+from analysis.content import Part, Section, Text
 from analysis.curves import X_AXES
 from analysis.diagnostics import diagnostics_section
 from analysis.exchange import EXPORTS, overlay_section, read_overlay
@@ -198,6 +198,8 @@ def part_of(results: Results, *, suite: str | None, x: str, overlays: Sequence[p
     sections.append(sweep_section(results) if general or wanted("fig12") else None)
     sections.append(predictions_section(results) if general or wanted("fig10", "fig11") else None)
     sections += [diagnostics_section(results), provenance_section(results)]
+    if suite in figures and not any(section and section.anchor == suite for section in sections):
+        sections.insert(0, _nothing_for(suite))
     # What is missing is read first and written last: reading predictions may find more that is wrong.
     sections.insert(0, gaps_section(results))
     return Part(
@@ -206,6 +208,16 @@ def part_of(results: Results, *, suite: str | None, x: str, overlays: Sequence[p
         warning_of(results),
         glance(results),
     )
+
+
+def _nothing_for(suite: str) -> Section:
+    """Return the section of a figure that was asked for and has no runs of its own."""
+    figure = published.FIGURES[suite]
+    text = (
+        f"No run of {', '.join(f'<code>{name}</code>' for name in sorted(figure.own))} is here, and these are what the "
+        f"figure is about. <code>python benchmarks/launch.py --suite {suite}</code> makes them."
+    )
+    return Section(suite, f"{figure.number}: {figure.title.lower()}", [Text(text, "warning")])
 
 
 if __name__ == "__main__":

@@ -425,9 +425,11 @@ def read_run(path: Path) -> Run:
         BadInput: run.json or config.toml is missing, broken or of another format, or a return is not a finite number.
     """
     record = _read_json(path / "run.json")
-    if record.get("format") != FORMAT:
+    if "format" not in record:
+        raise BadInput(f"{path / 'run.json'} has no format; it is not a run directory of this suite")
+    if record["format"] != FORMAT:
         raise BadInput(
-            f"{path / 'run.json'} has format {record.get('format')!r}; this report reads format {FORMAT}: use the "
+            f"{path / 'run.json'} has format {record['format']!r}; this report reads format {FORMAT}: use the "
             "version of the suite that made the run"
         )
     absent = [name for name in IDENTITY if name not in record]

@@ -259,3 +259,21 @@ def test_a_row_without_a_column_is_named(tmp_path: Path) -> None:
     (problem,) = problems(load([tmp_path], now=NOW), "unusable")
 
     assert "row 3 lacks updates" in problem.text
+
+
+@pytest.mark.slow
+def test_a_figure_that_was_asked_for_and_has_no_runs_says_so(tmp_path: Path) -> None:
+    short_run(tmp_path, preset="quick", until=30)
+
+    index, _ = make_report([tmp_path], tmp_path / "report", suite="fig8")
+
+    text = index.read_text()
+    assert "No run of <code>drnn</code>, <code>drnn_overshooting</code>, <code>overshooting</code> is here" in text
+    assert "launch.py --suite fig8" in text
+
+
+def test_a_json_file_of_another_project_is_not_one_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"hello": 1}')
+
+    with pytest.raises(BadInput, match="it is not a run directory of this suite"):
+        make_report([tmp_path], tmp_path / "report")
