@@ -301,7 +301,7 @@ def effect_figure(found: Sequence[Effect], results: Results) -> Figure:
     keys = [Key("our effect, 95 % interval", style.INK), Key("the paper's effect", style.PAPER, "diamond")]
     figure = Figure(
         "ablation-effects", "Effects of all variants", caption, panels, frame, keys, 2,
-        panel_size=(left + 2.4, height), note=note_of(results), left=left,
+        panel_size=(max(left + 2.4, 3.6), height), note=note_of(results), left=left,
     )  # fmt: skip
     return with_commits(figure, results, [*series, "base"])
 

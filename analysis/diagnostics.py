@@ -176,8 +176,8 @@ def phase_figure(runs: Sequence[Run], results: Results) -> Figure:
     keys = [Key(names[phase], style.PALETTE[colour][0], "bar") for phase, colour in PHASES.items()]
     left, height = row_space(row_labels([series_label(series) for series in dict.fromkeys(groups["series"])]))
     figure = Figure(
-        "phase-timings", "Where the time goes", caption, panels, frame, keys, 3, panel_size=(left + 2.0, height),
-        note=note_of(results), left=left,
+        "phase-timings", "Where the time goes", caption, panels, frame, keys, 3,
+        panel_size=(max(left + 2.0, 3.3), height), note=note_of(results), left=left,
     )  # fmt: skip
     return with_commits(figure, results, set(frame["series"]))
 

@@ -126,7 +126,7 @@ def overlay_section(results: Results, overlays: Sequence[pd.DataFrame]) -> Secti
     methods = list(dict.fromkeys(others["method"]))
     colours = {name: style.PALETTE[COLOURS[i % len(COLOURS)]][0] for i, name in enumerate(methods)}
     panels = []
-    for i, task in enumerate(sort_tasks(set(TASKS) | set(curves["task"]))):
+    for i, task in enumerate(sort_tasks({*curves["task"], *others["task"]})):
         draw = functools.partial(
             overlay_panel, ours=curves[curves["task"] == task], others=others[others["task"] == task], colours=colours,
             x_max=limit, y_label=i % 3 == 0,

@@ -103,7 +103,7 @@ def aggregate_figure(intervals: pd.DataFrame, variants: Mapping[str, str], resul
     left, height = row_space(row_labels([series_label(series) for series in variants]))
     figure = Figure(
         "aggregates", "Final scores over all tasks", caption, panels, intervals, columns=2,
-        panel_size=(left + 2.3, height), note=note_of(results), left=left,
+        panel_size=(max(left + 2.3, 3.6), height), note=note_of(results), left=left,
     )  # fmt: skip
     return with_commits(figure, results, variants)
 
