@@ -15,8 +15,8 @@ from planet.config import Config, override
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     # Learns one task in less than an hour on one processor core. Many small batches see more per second than few large
-    # ones. Adam moves what a layer computes by about width x learning rate, so networks a quarter as wide learn at three
-    # times the paper's rate: at 1e-3 the pole of cartpole was still missing from the pictures after 45 episodes (LOG.md).
+    # ones. Adam moves a layer's output by about width x learning rate, so networks a quarter as wide take three times
+    # the paper's rate: at 1e-3 cartpole's pole was still missing from the pictures after 45 episodes (LOG.md).
     "quick": {
         "model.conv_depth": 8,
         "model.deter": 100,
