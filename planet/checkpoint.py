@@ -2,15 +2,24 @@
 
 A checkpoint never holds generators (see `planet.streams`) or episodes (see `planet.episode_store`): it holds weights,
 optimiser state, the progress counters, and how far each append-only file was valid when it was taken.
+
+`python -m planet.checkpoint export RUN_DIR TARGET` hands a trained agent on: config.toml, run.json and weights.pt, the
+model alone, which is all that `python -m planet.evaluate TARGET` needs. Weights cannot be trained further.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from planet.run_dir import RunDir
 
 FORMAT = 1
 LATEST, PREVIOUS = "latest.pt", "previous.pt"
@@ -27,10 +36,7 @@ def save(directory: Path, content: dict[str, Any]) -> Path:
     """
     directory.mkdir(parents=True, exist_ok=True)
     latest, previous, partial = directory / LATEST, directory / PREVIOUS, directory / "partial.pt"
-    with partial.open("wb") as file:
-        torch.save({"format": FORMAT, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    _write(partial, content)
     if latest.exists():
         _replace(latest, previous)
     _replace(partial, latest)
@@ -42,8 +48,29 @@ def save(directory: Path, content: dict[str, Any]) -> Path:
     return latest
 
 
+def _write(path: Path, content: dict[str, Any]) -> None:
+    with path.open("wb") as file:
+        torch.save({"format": FORMAT, **content}, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _replace(source: Path, target: Path) -> None:
     os.replace(source, target)  # a name of its own, so that a test can end the process just before it
+
+
+class _Damaged(Exception):
+    """A file torch cannot read."""
+
+
+def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many types for a damaged file
+        raise _Damaged(f"{path}: {type(error).__name__}: {error}") from None
+    if content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has checkpoint format {content.get('format')!r}, this code reads {FORMAT}")
+    return content
 
 
 def load(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
@@ -55,20 +82,75 @@ def load(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any] 
         CheckpointError: files are there but none can be read, or they are of another format.
     """
     problems = []
-    for name in (LATEST, PREVIOUS):
-        path = directory / name
-        if not path.exists():
-            continue
-        try:
-            content = torch.load(path, map_location=device, weights_only=True)
-        except Exception as error:  # torch raises many types for a damaged file
-            problems.append(f"{path}: {type(error).__name__}: {error}")
-            continue
-        if content.get("format") != FORMAT:
-            raise CheckpointError(f"{path} has checkpoint format {content.get('format')!r}, this code reads {FORMAT}")
-        return content
+    for path in (directory / LATEST, directory / PREVIOUS):
+        if path.exists():
+            try:
+                return _read(path, device)
+            except _Damaged as error:
+                problems.append(str(error))
     if problems:
         raise CheckpointError(
             "no readable checkpoint: " + "; ".join(problems) + "; remove the checkpoints folder to start over"
         )
     return None
+
+
+def export_weights(run_dir: RunDir, target: Path) -> RunDir:
+    """Write the model of the run's latest checkpoint, with config.toml and run.json, to the folder `target`.
+
+    Raises:
+        FileNotFoundError: the run has no checkpoint. FileExistsError: `target` holds another configuration.
+    """
+    content = load(run_dir.checkpoints)
+    if content is None or "learner" not in content:
+        raise FileNotFoundError(f"{run_dir.path} has no checkpoint of a trained model; nothing to export")
+    exported = RunDir(target)
+    target.mkdir(parents=True, exist_ok=True)
+    for source, copy in ((run_dir.config_toml, exported.config_toml), (run_dir.run_json, exported.run_json)):
+        if not copy.exists():
+            shutil.copyfile(source, copy)
+        elif copy.read_bytes() != source.read_bytes():
+            raise FileExistsError(f"{copy} is of another run than {run_dir.path}; choose another folder")
+    partial = exported.weights.with_suffix(".partial")
+    _write(partial, {"world_model": content["learner"]["world_model"], "progress": content["progress"]})
+    os.replace(partial, exported.weights)
+    return exported
+
+
+def load_model(run_dir: RunDir, device: torch.device | str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the model's parameters and the progress counters: of the latest checkpoint, else of exported weights.
+
+    Raises:
+        FileNotFoundError: the run has neither. CheckpointError: the file cannot be read.
+    """
+    content = load(run_dir.checkpoints, device)
+    if content is not None and "learner" in content:
+        return content["learner"]["world_model"], content["progress"]
+    if run_dir.weights.exists():
+        try:
+            content = _read(run_dir.weights, device)
+        except _Damaged as error:
+            raise CheckpointError(f"no readable weights: {error}") from None
+        return content["world_model"], content["progress"]
+    raise FileNotFoundError(
+        f"{run_dir.path} has no checkpoint yet and no {run_dir.weights.name}; train it first: python -m planet.train"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m planet.checkpoint", description="Hand a trained agent on.")
+    export = parser.add_subparsers(required=True).add_parser("export", help="write the model alone, for evaluation")
+    export.add_argument("run_dir", type=Path)
+    export.add_argument("target", type=Path, help="folder for config.toml, run.json and weights.pt")
+    arguments = parser.parse_args(argv)
+    try:
+        exported = export_weights(RunDir.open(arguments.run_dir), arguments.target)
+    except (ValueError, OSError, CheckpointError) as error:
+        print(f"planet.checkpoint: {error}", file=sys.stderr)
+        return 2
+    print(f"{exported.weights}: {exported.weights.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """Evaluation: episodes without exploration noise, from start states and with planner noise never used in training.
 
 `python -m planet.evaluate RUN_DIR --episodes 10 [--video] [--open-loop]` does it for a finished or running run, from
-its latest checkpoint, and changes nothing that training reads.
+its latest checkpoint, or for exported weights (`planet.checkpoint`), and changes nothing that training reads.
 """
 
 from __future__ import annotations
@@ -59,22 +59,25 @@ def evaluate(
 
 
 def load_agent(run_dir: RunDir, config: Config, device: torch.device) -> tuple[Agent, int]:
-    """Return the agent of the run's latest checkpoint and the number of episodes it was trained on.
+    """Return the agent of the run's latest checkpoint, or exported weights, and the number of its training episodes.
 
     Raises:
-        FileNotFoundError: the run has no checkpoint yet.
+        FileNotFoundError: the run has neither yet. CheckpointError: damaged, or not this configuration's.
     """
-    content = checkpoint.load(run_dir.checkpoints, device)
-    if content is None:
-        raise FileNotFoundError(f"{run_dir.path} has no checkpoint yet; train it first: python -m planet.train")
+    parameters, progress = checkpoint.load_model(run_dir, device)
     action_size = max(task.action_size for task in tasks.members(config.task))
     world_model = WorldModel(config.model, config.objective, action_size).to(device)
-    world_model.load_state_dict(content["learner"]["world_model"])
+    try:
+        world_model.load_state_dict(parameters)
+    except RuntimeError as error:  # names or shapes that do not match
+        raise checkpoint.CheckpointError(
+            f"the weights in {run_dir.path} do not fit its config.toml ({error}); take both from one run"
+        ) from None
     precision = (run_dir.resolved() or {}).get("precision") or hardware.resolve_precision(
         config.runtime.precision, device
     )
     agent = Agent(world_model, config.planner, action_size=action_size, precision=precision)
-    return agent, content["progress"]["episodes"]
+    return agent, progress["episodes"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

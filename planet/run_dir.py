@@ -169,6 +169,11 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def weights(self) -> Path:
+        """The model alone, small enough to be handed on (`python -m planet.checkpoint export`)."""
+        return self.path / "weights.pt"
+
+    @property
     def predictions(self) -> Path:
         return self.path / "predictions"
 

@@ -1,0 +1,92 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from planet import checkpoint, evaluate
+from planet.config import Config
+from planet.presets import resolve
+from planet.run_dir import RunDir
+from planet.world_model import WorldModel
+
+
+def trained_run(path: Path, *, weights_seed: int = 0, preset: str = "smoke") -> RunDir:
+    """A run with a checkpoint as training leaves it, of a model with untrained weights."""
+    config = resolve("cartpole_swingup", preset=preset, changes={"runtime.device": "cpu", "runtime.threads": 1})
+    run = RunDir.create(path, config, preset=preset, variant="base")
+    parameters = model(config, weights_seed).state_dict()
+    learner = {"world_model": parameters, "optimizer": {name: value * 2 for name, value in parameters.items()}}
+    checkpoint.save(run.checkpoints, {"progress": {"episodes": 7, "updates": 20}, "learner": learner})
+    return run
+
+
+def model(config: Config, seed: int) -> WorldModel:
+    return WorldModel(config.model, config.objective, 1, torch.Generator().manual_seed(seed))
+
+
+def returns(path: Path, capsys: pytest.CaptureFixture[str]) -> dict:
+    capsys.readouterr()
+    assert evaluate.main([str(path), "--episodes", "2", "--device", "cpu", "--json"]) == 0
+    return json.loads(capsys.readouterr().out) | {"run": None}
+
+
+@pytest.mark.slow
+def test_exported_weights_act_like_the_run_they_are_of(tmp_path, capsys):
+    run = trained_run(tmp_path / "seed_0")
+    expected = returns(run.path, capsys)
+    other = returns(trained_run(tmp_path / "other", weights_seed=1).path, capsys)
+
+    assert checkpoint.main(["export", str(run.path), str(tmp_path / "shipped")]) == 0
+    shutil.rmtree(run.path)
+
+    assert sorted(p.name for p in (tmp_path / "shipped").iterdir()) == ["config.toml", "run.json", "weights.pt"]
+    assert returns(tmp_path / "shipped", capsys) == expected
+    assert expected["episode"] == 7 and expected["returns"] != other["returns"]
+
+
+def test_exported_weights_of_the_quick_preset_are_small(tmp_path):
+    run = trained_run(tmp_path / "seed_0", preset="quick")
+
+    exported = checkpoint.export_weights(run, tmp_path / "shipped")
+
+    assert exported.weights.stat().st_size < 2.5e6
+    parameters, progress = checkpoint.load_model(exported)
+    assert progress["episodes"] == 7
+    assert all(torch.equal(parameters[name], value) for name, value in model(run.config(), 0).state_dict().items())
+
+
+def test_a_checkpoint_goes_before_exported_weights(tmp_path):
+    """Weights lying in a run directory are of an earlier time than its checkpoint, or of this very one."""
+    run = trained_run(tmp_path / "seed_0")
+    checkpoint.export_weights(run, run.path)
+    trained_run(tmp_path / "seed_0", weights_seed=1)
+
+    parameters, _ = checkpoint.load_model(run)
+
+    assert all(torch.equal(parameters[name], value) for name, value in model(run.config(), 1).state_dict().items())
+
+
+def test_a_run_without_checkpoint_and_weights_is_refused(tmp_path, capsys):
+    run = trained_run(tmp_path / "seed_0")
+    shutil.rmtree(run.checkpoints)
+
+    assert evaluate.main([str(run.path)]) == 2
+    assert "no checkpoint yet and no weights.pt" in capsys.readouterr().err
+    assert checkpoint.main(["export", str(run.path), str(tmp_path / "shipped")]) == 2
+    assert "nothing to export" in capsys.readouterr().err and not (tmp_path / "shipped").exists()
+
+
+def test_weights_of_another_run_or_size_and_damaged_ones_are_refused(tmp_path, capsys):
+    small, large = trained_run(tmp_path / "small"), trained_run(tmp_path / "large", preset="quick")
+    exported = checkpoint.export_weights(small, tmp_path / "shipped")
+
+    assert checkpoint.main(["export", str(large.path), str(exported.path)]) == 2
+    assert "another run" in capsys.readouterr().err
+    shutil.copyfile(large.config_toml, exported.config_toml)
+    assert evaluate.main([str(exported.path)]) == 2
+    assert "do not fit its config.toml" in capsys.readouterr().err
+    exported.weights.write_bytes(b"nonsense")
+    assert evaluate.main([str(exported.path)]) == 2
+    assert "weights.pt" in capsys.readouterr().err
