@@ -1,10 +1,11 @@
 """PlaNet learns: a whole run, small enough for every check, whose agent must beat random actions.
 
-The run and the ways to break it are in `miniature.py`. Mean return of 10 episodes minus that of random actions from the
-same start states: 36.4 and 46.8 for seeds 0 and 1 (9 and 10 of 10 episodes at 73 or more). With seed 0 broken in training
-and acting: the actions of another chunk 4.1, a posterior that never sees the picture 6.7. Broken only while acting, with
-the weights of seed 0: pictures black, 7.6; the first iteration's plan, 25.8, which is not caught here but by
-`test_cem.py` (seven of its tests fail). The other ways to break it have not been measured. About 55 processor seconds.
+The run and the ways to break it are in `miniature.py`. Mean return of 10 episodes minus that of random actions from
+the same start states: 36.4 and 46.8 for seeds 0 and 1 (9 and 10 of 10 episodes at 73 or more). With seed 0 broken in
+training and acting: the actions of another chunk 4.1, a posterior that never sees the picture 6.7. Broken only while
+acting, with the weights of seed 0: pictures black, 7.6; the first iteration's plan, 25.8, which is not caught here
+but by `test_cem.py` (seven of its tests fail). The other ways to break it have not been measured. About 55 processor
+seconds.
 """
 
 import json
