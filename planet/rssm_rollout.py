@@ -1,14 +1,19 @@
 """Open-loop returns of many action sequences under the RSSM: the inner loop of planning, without gradients.
 
 The same numbers as `RSSM.prior` and `RewardHead` step by step, arranged for speed: parameters are converted once, every
-tensor of the loop is allocated once and stays in the processor's cache, and each step is seven matrix products. One row
-of the working memory holds [h_t, s_t, a_{t+1}], so that the inputs of the next step ([s, a]) and of the reward head
-([h, s]) are slices of it, not copies.
+tensor of the loop is allocated once and stays in the processor's cache, biases are one more row of the matrices, and
+each step is nine matrix products. A row of the working memory holds
+
+    [x_{t+1}, 1, h_t, s_t, 1, a_{t+1}]      x: what the GRU takes in, made of s and a
+
+so that what each product needs ([x, 1, h], [1, h], [1, h, s], [s, 1, a]) is a slice of it, not a copy.
 
 Shapes: R rows (environment first, then candidate, then sample), H horizon, A action, D deterministic, S stochastic.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,15 +27,25 @@ from planet.transition import State
 ACTIVATIONS_IN_PLACE = {F.relu: F.relu_, F.elu: F.elu_}
 
 
-class _Product:
-    """A dense layer that writes to the same memory each time: new memory would cost as much as the product."""
+class _Dense:
+    """A dense layer with an activation whose output, followed by a 1, lies in the same memory each time: new memory
+    would cost as much as the product."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, rows: int, dtype: torch.dtype) -> None:
-        self.weight, self.bias = weight.T.to(dtype), bias.to(dtype)
-        self.output = torch.empty(rows, len(bias), dtype=dtype, device=bias.device)
+    def __init__(self, layer: nn.Linear, activation: Callable[[Tensor], Tensor], rows: int, dtype: torch.dtype) -> None:
+        """The inputs end with a 1."""
+        self.matrix = _join([layer.weight, layer.bias], dtype)
+        self.memory = torch.ones(rows, layer.out_features + 1, dtype=dtype, device=self.matrix.device)
+        self.activation = activation
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x, self.weight, out=self.output)
+        self.activation(torch.mm(x, self.matrix, out=self.memory[:, :-1]))
+        return self.memory
+
+
+def _join(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Weights [O, I] and biases [O] beside each other as one matrix [I + ... + 1 + ..., O]."""
+    columns = [part.detach() if part.ndim == 2 else part.detach()[:, None] for part in parts]
+    return torch.cat(columns, dim=1).T.to(dtype).contiguous()
 
 
 class RSSMRollout:
@@ -40,33 +55,44 @@ class RSSMRollout:
         self, rssm: RSSM, reward: RewardHead, *, envs: int, rows: int, horizon: int, dtype: torch.dtype
     ) -> None:
         """dtype: of matrix products and of h; means, deviations, samples and sums of rewards are float32."""
-
-        def product(weight: Tensor, bias: Tensor) -> _Product:
-            return _Product(weight.detach(), bias.detach(), count, dtype)
-
-        def layer(linear: nn.Linear) -> _Product:
-            return product(linear.weight, linear.bias)
-
         cell, count = rssm.cell, envs * rows
-        d, s, a = rssm.deter_size, rssm.stoch_size, rssm.input.in_features - rssm.stoch_size
+        d, s, x, a = rssm.deter_size, rssm.stoch_size, cell.input_size, rssm.input.in_features - rssm.stoch_size
         self.deter, self.stoch, self.horizon, self.envs = d, s, horizon, envs
         self.activation = ACTIVATIONS_IN_PLACE[rssm.activation]
         self.mean_only, self.min_std = rssm.mean_only, rssm.prior_head.min_std
-        self.input = layer(rssm.input)
-        self.from_input = product(cell.weight_ih, cell.bias_ih)
-        self.from_deter = product(cell.weight_hh, cell.bias_hh)
-        self.prior_dense, self.prior_output = layer(rssm.prior_head.dense), layer(rssm.prior_head.output)
-        first, *others = (x for x in reward.dense if isinstance(x, nn.Linear))
-        swapped = torch.cat([first.weight[:, s:], first.weight[:, :s]], dim=1)  # from [s, h] to a row's [h, s]
-        self.reward_dense = [product(swapped, first.bias), *map(layer, others)]
-        self.reward_output = layer(reward.output)
+        gates, new = slice(2 * d), slice(2 * d, 3 * d)  # rows of the cell's matrices: reset and update, candidate
 
-        device = cell.weight_ih.device
-        # Zeros, not whatever was there: AMX kernels read past the end of a row's slice and multiply what they find by
-        # zero, which makes NaN of a NaN (oneDNN of torch 2.13, where a length is no multiple of the tile's).
-        self.memory = torch.zeros(horizon + 1, count, d + s + a, dtype=dtype, device=device)
-        self.gates = torch.empty(count, 2 * d, dtype=dtype, device=device)
-        self.candidate = torch.empty(count, d, dtype=dtype, device=device)
+        # The matrices, their rows in the order of the slices that they multiply.
+        w = rssm.input.weight
+        self.to_input = _join([w[:, :s], rssm.input.bias, w[:, s:]], dtype)
+        both = cell.bias_ih + cell.bias_hh
+        self.to_gates = _join([cell.weight_ih[gates], both[gates], cell.weight_hh[gates]], dtype)
+        self.to_new = _join([cell.weight_ih[new], cell.bias_ih[new]], dtype)
+        self.to_new_from_deter = _join([cell.bias_hh[new], cell.weight_hh[new]], dtype)
+        prior = rssm.prior_head
+        self.to_prior = _join([prior.dense.bias, prior.dense.weight], dtype)
+        self.prior_output = _join([prior.output.weight, prior.output.bias], dtype)
+        first, *others = (layer for layer in reward.dense if isinstance(layer, nn.Linear))
+        self.to_reward = _join([first.bias, first.weight[:, s:], first.weight[:, :s]], dtype)
+        self.reward_dense = [_Dense(layer, self.activation, count, dtype) for layer in others]
+        self.reward_output = _join([reward.output.weight, reward.output.bias], dtype)
+
+        # Never whatever was there: AMX kernels read past the end of a row's slice and multiply what they find by zero,
+        # which makes NaN of a NaN (oneDNN of torch 2.13, where a length is no multiple of the tile's).
+        def memory(*shape: int) -> Tensor:
+            return torch.ones(shape, dtype=dtype, device=cell.weight_ih.device)
+
+        self.x, self.x1h = slice(x), slice(x + 1 + d)
+        self.x1, self.h1 = slice(x + 1), slice(x, x + 1 + d)
+        self.h, self.s = slice(x + 1, x + 1 + d), slice(x + 1 + d, x + 1 + d + s)
+        self.hs1 = slice(x, x + 1 + d + s)
+        self.s1a, self.a = slice(x + 1 + d, x + 2 + d + s + a), slice(x + 2 + d + s, x + 2 + d + s + a)
+        self.now, self.after = memory(count, x + 2 + d + s + a), memory(count, x + 2 + d + s + a)
+        self.gates = memory(count, 2 * d)
+        self.candidate, self.from_deter = memory(count, d), memory(count, d)
+        self.prior_hidden = memory(count, prior.dense.out_features + 1)
+        self.prior = memory(count, 2 * s)
+        self.reward_hidden = memory(count, first.out_features + 1)
 
     def __call__(
         self,
@@ -75,32 +101,32 @@ class RSSMRollout:
         noise: Float[Tensor, "env horizon row stoch"],
     ) -> Float[Tensor, "env row"]:
         """Return the sums of mean rewards from `state` [N]."""
-        d, s, n = self.deter, self.stoch, self.envs
-        memory = self.memory.view(self.horizon + 1, n, -1, self.memory.shape[-1])  # [H + 1, N, R, D + S + A]
-        memory[:-1, ..., d + s :] = actions.permute(2, 0, 1, 3)
-        memory[0, ..., :d] = state.deter[:, None]
-        memory[0, ..., d : d + s] = state.stoch[:, None]
-        # All rows of an environment start from one h: its part of the first step is computed once.
-        first = torch.addmm(self.from_deter.bias, memory[0, :, 0, :d], self.from_deter.weight)
-        from_deter = self.from_deter.output
-        from_deter.view(n, -1, 3 * d).copy_(first[:, None])
-        total = noise.new_zeros(self.memory.shape[1])
+        d, now, after = self.deter, self.now, self.after
+        self._rows(now)[..., self.h] = state.deter[:, None]
+        self._rows(now)[..., self.s] = state.stoch[:, None]
+        total = noise.new_zeros(now.shape[0])
         for t in range(self.horizon):
-            now, after = self.memory[t], self.memory[t + 1]
-            if t:
-                self.from_deter(now[:, :d])
-            from_input = self.from_input(self.activation(self.input(now[:, d:])))
-            torch.add(from_input[:, : 2 * d], from_deter[:, : 2 * d], out=self.gates).sigmoid_()
+            self._rows(now)[..., self.a] = actions[:, :, t]
+            self.activation(torch.mm(now[:, self.s1a], self.to_input, out=now[:, self.x]))
+            torch.mm(now[:, self.x1h], self.to_gates, out=self.gates).sigmoid_()
+            torch.mm(now[:, self.x1], self.to_new, out=self.candidate)
+            torch.mm(now[:, self.h1], self.to_new_from_deter, out=self.from_deter)
             reset, update = self.gates[:, :d], self.gates[:, d:]
-            torch.addcmul(from_input[:, 2 * d :], reset, from_deter[:, 2 * d :], out=self.candidate).tanh_()
-            torch.lerp(self.candidate, now[:, :d], update, out=after[:, :d])
-            output = self.prior_output(self.activation(self.prior_dense(after[:, :d]))).float()
-            after[:, d : d + s] = self._sample(output, noise[:, t])
-            x = after[:, : d + s]
+            self.candidate.addcmul_(reset, self.from_deter).tanh_()
+            torch.lerp(self.candidate, now[:, self.h], update, out=after[:, self.h])
+            self.activation(torch.mm(after[:, self.h1], self.to_prior, out=self.prior_hidden[:, :-1]))
+            output = torch.mm(self.prior_hidden, self.prior_output, out=self.prior).float()
+            after[:, self.s] = self._sample(output, noise[:, t])
+            self.activation(torch.mm(after[:, self.hs1], self.to_reward, out=self.reward_hidden[:, :-1]))
+            y = self.reward_hidden
             for dense in self.reward_dense:
-                x = self.activation(dense(x))
-            total += self.reward_output(x)[:, 0]
-        return total.view(n, -1)
+                y = dense(y)
+            total += torch.mm(y, self.reward_output)[:, 0]
+            now, after = after, now
+        return total.view(self.envs, -1)
+
+    def _rows(self, memory: Tensor) -> Tensor:
+        return memory.view(self.envs, -1, memory.shape[-1])  # [N, R, ...]
 
     def _sample(self, output: Tensor, noise: Tensor) -> Tensor:
         mean = output[:, : self.stoch]

@@ -148,7 +148,7 @@ def test_a_predictor_made_under_autocast_is_short_and_its_scores_are_not() -> No
             state, candidates=ROWS, horizon=HORIZON, generators=[seeded(n) for n in range(ENVS)]
         )
 
-    assert predictor.rollout is not None and predictor.rollout.memory.dtype is torch.bfloat16
+    assert predictor.rollout is not None and predictor.rollout.now.dtype is torch.bfloat16
     assert predictor(inputs(model)[0]).dtype is torch.float32
 
 
