@@ -145,8 +145,8 @@ def work(seconds: float) -> None:
 
     from planet import gl, hardware
     from planet.agent import Agent
+    from planet.device_replay import make_replay
     from planet.learner import Learner
-    from planet.replay import Replay
     from planet.rollout import random_policy, run_episodes
     from planet.world_model import WorldModel
 
@@ -156,13 +156,14 @@ def work(seconds: float) -> None:
     device = hardware.resolve_device(config.runtime.device)
     precision = cast(Literal["float32", "bfloat16"], hardware.resolve_precision(config.runtime.precision, device))
     torch.set_num_threads(hardware.resolve_threads(config.runtime.threads))
+    hardware.allow_tf32(device)
     env = make_env(tasks.members(config.task)[0], config.env)
     world_model = WorldModel(config.model, config.objective, env.action_size)
     learner = Learner(world_model, config.optimizer, device=device, precision=precision)
     agent = Agent(learner.world_model, config.planner, action_size=env.action_size, precision=precision)
     rng = np.random.default_rng(0)
     generator = torch.Generator(device).manual_seed(0)
-    replay = Replay(frames=4 * (env.agent_steps + 1), episodes=4, action_size=env.action_size)
+    replay = make_replay(device, frames=4 * (env.agent_steps + 1), episodes=4, action_size=env.action_size)
     for seed in range(2):
         replay.add(run_episodes([env], random_policy(rng, env.action_size), [seed])[0])
     updates = max(1, config.schedule.updates // PART)

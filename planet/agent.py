@@ -18,6 +18,7 @@ from torch import Tensor
 
 from planet import cem
 from planet.config import PlannerConfig
+from planet.cuda_graph import CudaGraph
 from planet.rssm import State
 from planet.world_model import WorldModel
 
@@ -45,6 +46,8 @@ class Agent:
         self.planner = planner
         self.action_size = action_size
         self.precision = precision
+        self._recorded: dict[int, CudaGraph] = {}
+        """For each number of environments: its working memory lies in the graph."""
 
     @property
     def device(self) -> torch.device:
@@ -70,30 +73,8 @@ class Agent:
             NonFiniteAction: the plan holds a NaN or an infinity.
         """
         frames = torch.from_numpy(obs).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            belief = self.world_model.filter(state.belief, state.action, frames, generators=state.generators)
-            score = self.world_model.return_predictor(
-                belief,
-                candidates=self.planner.candidates,
-                horizon=self.planner.horizon,
-                generators=state.generators,
-                samples=self.planner.samples,
-            )
-            plan = cem.plan(
-                score,
-                num_envs=len(state.generators),
-                action_size=self.action_size,
-                horizon=self.planner.horizon,
-                candidates=self.planner.candidates,
-                elites=self.planner.num_elites,
-                iterations=self.planner.iterations,
-                init_std=self.planner.init_std,
-                min_std=self.planner.min_std,
-                generators=state.generators,
-                device=self.device,
-                start_mean=self._warm_start(state.plan),
-            )
-        action = plan.mean[:, 0].float()  # [N, A]
+        belief, plan = (self._decide_recorded if self.device.type == "cuda" else self._decide)(state, frames)
+        action = plan[:, 0].float()  # [N, A]
         if action_noise:
             noise = [torch.randn(self.action_size, generator=g, device=self.device) for g in state.generators]
             action = action + action_noise * torch.stack(noise)
@@ -101,7 +82,96 @@ class Agent:
         executed = action.cpu().numpy()
         if not np.isfinite(executed).all():
             raise NonFiniteAction(f"the planner returned the action {executed.tolist()}")
-        return executed, dataclasses.replace(state, belief=belief, action=action, plan=plan.mean)
+        return executed, dataclasses.replace(state, belief=belief, action=action, plan=plan)
+
+    def _decide(self, state: AgentState, frames: Tensor) -> tuple[State, Tensor]:
+        """Return the new belief and the mean of the plan from it [N, H, A]; numbers are drawn when they are needed,
+        into memory that stays in the processor's cache."""
+        planner = self.planner
+        with self._autocast():
+            belief = self.world_model.filter(state.belief, state.action, frames, generators=state.generators)
+            score = self.world_model.return_predictor(
+                belief,
+                candidates=planner.candidates,
+                horizon=planner.horizon,
+                generators=state.generators,
+                samples=planner.samples,
+            )
+            plan = cem.plan(
+                score,
+                num_envs=len(state.generators),
+                action_size=self.action_size,
+                horizon=planner.horizon,
+                candidates=planner.candidates,
+                elites=planner.num_elites,
+                iterations=planner.iterations,
+                init_std=planner.init_std,
+                min_std=planner.min_std,
+                generators=state.generators,
+                device=self.device,
+                start_mean=self._warm_start(state.plan),
+            )
+        return belief, plan.mean
+
+    def _decide_recorded(self, state: AgentState, frames: Tensor) -> tuple[State, Tensor]:
+        """Return what `_decide` returns from the same numbers, drawn in the same order but all beforehand."""
+        run = self._recorded.setdefault(len(frames), CudaGraph(self.decide))
+        found = run(*self.decision_inputs(state, frames))
+        cem.check_defined(found["undefined"], self.planner.candidates)
+        return State(found["deter"], found["stoch"], found["mean"], found["std"]), found["plan"]
+
+    def decision_inputs(self, state: AgentState, frames: Tensor) -> tuple[Tensor, ...]:
+        """Return the arguments of `decide`: the state, the pictures and all random numbers."""
+        planner, generators = self.planner, state.generators
+        image_noise, noise = self.world_model.draw_filter_noise(generators)
+        shape = (planner.iterations, planner.candidates, planner.horizon, self.action_size)
+        action_noise = cem.draw_noise(shape, generators, self.device)
+        return_noise = self.world_model.draw_return_noise(
+            planner.iterations, candidates=planner.candidates, horizon=planner.horizon, generators=generators,
+            samples=planner.samples,
+        )  # fmt: skip
+        start = self._warm_start(state.plan)
+        if start is None:
+            start = torch.zeros(len(frames), planner.horizon, self.action_size, device=self.device)
+        b = state.belief
+        return (
+            b.deter, b.stoch, b.mean, b.std, state.action, frames, start, image_noise, noise, action_noise,
+            return_noise,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def decide(
+        self,
+        deter: Tensor,
+        stoch: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        action: Tensor,
+        frames: Tensor,
+        start: Tensor,
+        image_noise: Tensor,
+        noise: Tensor,
+        action_noise: Tensor,
+        return_noise: Tensor,
+    ) -> dict[str, Tensor]:
+        """Filter and plan as a function of tensors on the device that can be recorded as a CUDA graph."""
+        planner = self.planner
+        with self._autocast():
+            belief = self.world_model.filter_given_noise(
+                State(deter, stoch, mean, std), action, frames, image_noise, noise
+            )
+            score = self.world_model.return_predictor_given_noise(belief, return_noise, samples=planner.samples)
+            plan, undefined = cem.search(
+                score, action_noise, elites=planner.num_elites, init_std=planner.init_std, min_std=planner.min_std,
+                start_mean=start,
+            )  # fmt: skip
+        return {
+            "deter": belief.deter, "stoch": belief.stoch, "mean": belief.mean, "std": belief.std, "plan": plan.mean,
+            "undefined": undefined,
+        }  # fmt: skip
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _warm_start(self, plan: Tensor | None) -> Tensor | None:
         if plan is None or not self.planner.warm_start:

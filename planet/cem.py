@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Score = Callable[[Tensor], Tensor]
@@ -64,13 +64,39 @@ def plan(
         raise ValueError(f"elites must be in 1..candidates ({candidates}), got {elites}")
     if len(generators) != num_envs:
         raise ValueError(f"plan needs one generator for each of the {num_envs} environments, got {len(generators)}")
-    shape = (iterations, candidates, horizon, action_size)
-    noise = torch.stack([torch.randn(shape, generator=g, device=device) for g in generators], dim=1)  # [I, N, J, H, A]
+    noise = draw_noise((iterations, candidates, horizon, action_size), generators, device)
+    found, undefined = search(score, noise, elites=elites, init_std=init_std, min_std=min_std, start_mean=start_mean)
+    check_defined(undefined, candidates)
+    return found
+
+
+def draw_noise(
+    shape: tuple[int, int, int, int], generators: Sequence[torch.Generator], device: torch.device
+) -> Float[Tensor, "iteration env candidate horizon action"]:
+    """Return the random numbers of one plan: for each environment `shape` [I, J, H, A] from its own generator."""
+    return torch.stack([torch.randn(shape, generator=g, device=device) for g in generators], dim=1)
+
+
+@torch.no_grad()
+def search(
+    score: Score,
+    noise: Float[Tensor, "iteration env candidate horizon action"],
+    *,
+    elites: int,
+    init_std: float = 1.0,
+    min_std: float = 0.0,
+    start_mean: Float[Tensor, "env horizon action"] | None = None,
+) -> tuple[Plan, Int[Tensor, "iteration env"]]:
+    """Return `plan` with its noise given, and how many scores of each iteration were not a number.
+
+    Nothing here waits for the device or draws a random number, so that it can be recorded as a CUDA graph.
+    """
+    num_envs, candidates, horizon, action_size = noise.shape[1:]
     mean = noise.new_zeros(num_envs, horizon, action_size) if start_mean is None else start_mean
     std = torch.full_like(mean, init_std)
     undefined = []
-    for i in range(iterations):
-        proposals = torch.addcmul(mean[:, None], std[:, None], noise[i]).clamp_(-1, 1)  # [N, J, H, A]
+    for numbers in noise:
+        proposals = torch.addcmul(mean[:, None], std[:, None], numbers).clamp_(-1, 1)  # [N, J, H, A]
         scores = score(proposals)
         if scores.shape != (num_envs, candidates):
             raise ValueError(f"score must return [{num_envs}, {candidates}] (environment, candidate), "
@@ -81,10 +107,16 @@ def plan(
         mean = chosen.mean(dim=1)
         variance = (chosen - mean[:, None]).square().mean(dim=1)
         std = (variance + 1e-6).sqrt().clamp(min=min_std)
-    # Looked at once, after all iterations: on a GPU each look would wait for the device.
-    counts = torch.stack(undefined)
-    if counts.any():
-        i, env = (int(x[0]) for x in counts.cpu().nonzero(as_tuple=True))
-        raise NonFiniteScore(f"score gave NaN for {int(counts[i, env])} of {candidates} candidates "
+    return Plan(mean, std), torch.stack(undefined)
+
+
+def check_defined(undefined: Int[Tensor, "iteration env"], candidates: int) -> None:
+    """Look at what `search` counted, once, after all iterations: on a GPU each look waits for the device.
+
+    Raises:
+        NonFiniteScore: a score was not a number.
+    """
+    if undefined.any():
+        i, env = (int(x[0]) for x in undefined.cpu().nonzero(as_tuple=True))
+        raise NonFiniteScore(f"score gave NaN for {int(undefined[i, env])} of {candidates} candidates "
                          f"(environment {env}, iteration {i}): the model's predictions are not finite")  # fmt: skip
-    return Plan(mean, std)

@@ -52,6 +52,13 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bfloat16" if has_bfloat16(device) else "float32"
 
 
+def allow_tf32(device: torch.device) -> None:
+    """Let float32 matrix products and convolutions of this process use TF32 on a GPU; on a CPU nothing changes."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+
+
 def resolve_threads(threads: int, most: int = 8) -> int:
     """Return the number of torch threads: as asked, else OMP_NUM_THREADS, else the cores this process may use.
 

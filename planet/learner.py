@@ -1,6 +1,6 @@
 """One gradient step: the loss of a batch, its gradient, clipping, Adam.
 
-Knows batches of numpy arrays and a world model; knows nothing of replay or schedules.
+Knows batches and a world model; knows nothing of replay or schedules.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from planet.config import OptimizerConfig
-from planet.world_model import WorldModel
+from planet.cuda_graph import CudaGraph
+from planet.world_model import Noise, WorldModel
 
 
 @runtime_checkable
 class Sequences(Protocol):
-    """A batch of chunks in the time convention of `planet.transition`, as `planet.replay.Batch` is one."""
+    """A batch of chunks in the time convention of `planet.transition`, as `planet.replay.Batch` is one (arrays) and
+    `planet.device_replay.DeviceBatch` (tensors)."""
 
     @property
-    def obs(self) -> UInt8[np.ndarray, "batch time 3 64 64"]: ...
+    def obs(self) -> UInt8[np.ndarray | Tensor, "batch time 3 64 64"]: ...
     @property
-    def action(self) -> Float32[np.ndarray, "batch time action"]: ...
+    def action(self) -> Float32[np.ndarray | Tensor, "batch time action"]: ...
     @property
-    def reward(self) -> Float32[np.ndarray, "batch time"]: ...
+    def reward(self) -> Float32[np.ndarray | Tensor, "batch time"]: ...
 
 
 class Learner:
@@ -44,18 +46,39 @@ class Learner:
         self.precision = precision
         self.clip_norm = config.clip_norm
         self.optimizer = torch.optim.Adam(
-            self.world_model.parameters(), lr=config.learning_rate, eps=config.eps, fused=True
-        )
+            self.world_model.parameters(), lr=config.learning_rate, eps=config.eps, fused=True,
+            capturable=self._on_gpu,
+        )  # fmt: skip
+        self._run = CudaGraph(self.step) if self._on_gpu else self.step
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.device.type == "cuda"
 
     def update(self, batch: Sequences, generator: torch.Generator) -> dict[str, Tensor]:
         """Take one step and return the loss terms and `grad_norm` (global, before clipping), 0-dim on the device.
 
-        Nothing here waits for the device or checks for NaN; the caller does both when it reads the numbers.
+        Nothing here waits for the device or checks for NaN; the caller does both when it reads the numbers. On a GPU
+        all of it but the noise is one CUDA graph from the fourth update on.
         """
         obs, action, reward = (self._to_device(x) for x in (batch.obs, batch.action, batch.reward))
+        noise = self.world_model.draw_noise(obs.shape[0], obs.shape[1], generator)
+        return self._run(obs, action, reward, noise.image, noise.state, noise.overshooting)
+
+    def step(
+        self,
+        obs: Tensor,
+        action: Tensor,
+        reward: Tensor,
+        image_noise: Tensor,
+        state_noise: Tensor,
+        overshooting_noise: Tensor,
+    ) -> dict[str, Tensor]:
+        """Do what `update` does, as a function of tensors on the device that can be recorded as a CUDA graph."""
         self.optimizer.zero_grad(set_to_none=True)
+        noise = Noise(image_noise, state_noise, overshooting_noise)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            loss, metrics = self.world_model.loss(obs, action, reward, generator=generator)
+            loss, metrics = self.world_model.loss_given_noise(obs, action, reward, noise)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.world_model.parameters(), self.clip_norm)
         self.optimizer.step()
@@ -66,9 +89,16 @@ class Learner:
         return {"world_model": self.world_model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned; the next update is then the one that would have followed."""
-        self.world_model.load_state_dict(state["world_model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Restore what `state_dict` returned; the next update is then the one that would have followed.
 
-    def _to_device(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        The state may come from another kind of device.
+        """
+        self.world_model.load_state_dict(state["world_model"])
+        optimizer = state["optimizer"]
+        groups = [{**group, "capturable": self._on_gpu} for group in optimizer["param_groups"]]
+        self.optimizer.load_state_dict({**optimizer, "param_groups": groups})
+        if self._on_gpu:
+            self._run = CudaGraph(self.step)  # a recorded one would go on with the old moments
+
+    def _to_device(self, values: np.ndarray | Tensor) -> Tensor:
+        return torch.as_tensor(values).to(self.device, non_blocking=True)

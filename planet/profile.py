@@ -20,6 +20,8 @@ from rich.table import Table
 from planet import gl, hardware, tasks
 from planet.agent import Agent
 from planet.config import Config
+from planet.cuda_graph import WARM_UP
+from planet.device_replay import DeviceBatch
 from planet.envs import make_env
 from planet.learner import Learner
 from planet.presets import PRESETS, resolve
@@ -72,17 +74,20 @@ def measure(task: Task, config: Config, device: torch.device, precision: str, *,
     agent = Agent(learner.world_model, config.planner, action_size=size, precision=precision)
     rng = np.random.default_rng(0)
     shape = (config.batch.size, config.batch.chunk)
-    batch = Batch(
+    arrays = (
         rng.integers(256, size=(*shape, 3, 64, 64), dtype=np.uint8),
         rng.uniform(-1, 1, (*shape, size)).astype(np.float32),
         rng.random(shape, np.float32),
     )
-    update = median_seconds(lambda: learner.update(batch, generator=generator), device, budget=budget, warmup=3)
+    warmup, batch = 3, Batch(*arrays)
+    if device.type == "cuda":  # where a run keeps its replay, and records its work
+        warmup, batch = WARM_UP + 2, DeviceBatch(*(torch.from_numpy(array).to(device) for array in arrays))
+    update = median_seconds(lambda: learner.update(batch, generator=generator), device, budget=budget, warmup=warmup)
 
     def decide(n: int) -> float:
         frames = rng.integers(256, size=(n, 3, 64, 64), dtype=np.uint8)
         state = agent.start([torch.Generator(device).manual_seed(k) for k in range(n)])
-        return median_seconds(lambda: agent.act(state, frames, action_noise=0.3), device, budget=budget)
+        return median_seconds(lambda: agent.act(state, frames, action_noise=0.3), device, budget=budget, warmup=warmup)
 
     decision, decision_all = decide(1), decide(schedule.eval_episodes)
     env.reset(0)
@@ -125,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     threads = hardware.resolve_threads(arguments.threads)
     torch.set_num_threads(threads)
     hardware.keep_freed_memory()
+    hardware.allow_tf32(device)
     found = hardware.describe(device)
     table = Table(
         title=f"{arguments.preset} on {found.get('gpu', found['cpu'])}, {precision}, {threads} threads, {backend}",

@@ -8,6 +8,7 @@ of it days later; the pages are only taken as episodes arrive.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,30 +29,17 @@ class Batch:
     reward: Float32[np.ndarray, "batch time"]
 
 
-class Replay:
-    """Episodes of one action size, of any length, sampled uniformly over episodes and then over starts."""
+class EpisodeMemory(ABC):
+    """Episodes of one action size, of any length, one after the other; where their numbers lie is a subclass's own."""
 
     def __init__(self, *, frames: int, episodes: int, action_size: int) -> None:
-        """Reserve room for `episodes` episodes of `frames` frames in all (an episode of T decisions has T + 1).
-
-        Raises:
-            MemoryError: the machine (or its control group) has less memory than that; the message says how much.
-        """
+        """Reserve room for `episodes` episodes of `frames` frames in all (an episode of T decisions has T + 1)."""
         if frames < 2 or episodes < 1 or action_size < 1:
             raise ValueError(
                 f"a replay needs at least 2 frames, 1 episode and 1 action element, got {frames=}, {episodes=}, "
                 f"{action_size=}"
             )
-        need, free = memory_bytes(frames, action_size), available_memory()
-        if need > free:
-            raise MemoryError(
-                f"the replay of {episodes} episodes ({frames} frames of 64 x 64) needs {need / 2**30:.2f} GiB of "
-                f"memory, but only {free / 2**30:.2f} GiB are available; choose a machine or a Slurm --mem with more, "
-                f"or lower schedule.train_episodes"
-            )
-        self._obs = np.empty((frames, 64, 64, 3), np.uint8)  # channels last in memory, as the networks want them
-        self._action = np.empty((frames, action_size), np.float32)
-        self._reward = np.empty(frames, np.float32)
+        self._frames, self._action_size = frames, action_size
         self._first = np.zeros(episodes + 1, np.int64)  # episode n is frames _first[n] up to _first[n + 1]
         self._num_episodes = 0
 
@@ -72,26 +60,68 @@ class Replay:
             ValueError: another action size, or more episodes or frames than were reserved.
         """
         begin, end = self.num_frames, self.num_frames + len(episode.obs)
-        if episode.action.shape[1] != self._action.shape[1]:
+        if episode.action.shape[1] != self._action_size:
+            raise ValueError(f"this replay holds {self._action_size} action elements, got {episode.action.shape[1]}")
+        if self._num_episodes == len(self._first) - 1 or end > self._frames:
             raise ValueError(
-                f"this replay holds {self._action.shape[1]} action elements, got {episode.action.shape[1]}"
-            )
-        if self._num_episodes == len(self._first) - 1 or end > len(self._obs):
-            raise ValueError(
-                f"the replay is full: room for {len(self._first) - 1} episodes and {len(self._obs)} frames, holds "
+                f"the replay is full: room for {len(self._first) - 1} episodes and {self._frames} frames, holds "
                 f"{self._num_episodes} and {begin}, got an episode of {len(episode.obs)} frames"
             )
-        self._obs[begin:end] = np.moveaxis(episode.obs, 1, -1)
-        self._action[begin:end] = episode.action
-        self._reward[begin:end] = episode.reward
+        self._write(slice(begin, end), episode)
         self._num_episodes += 1
         self._first[self._num_episodes] = end
 
-    def sample(self, batch_size: int, chunk: int, rng: np.random.Generator) -> Batch:
-        """Return `batch_size` independent chunks of `chunk` frames, drawn with replacement.
+    @abstractmethod
+    def _write(self, frames: slice, episode: Episode) -> None:
+        """Copy an episode to its place."""
+
+    def starts(self, batch_size: int, chunk: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the index of each chunk's first frame, counted over all frames added: what `sample` draws.
 
         Every episode is equally likely, then every start from its first frame to the last one from which a whole
         chunk fits (inclusive). A chunk never crosses the end of an episode.
+
+        Raises:
+            ValueError: no episode yet, or one shorter than the chunk.
+        """
+        first = self._first[: self._num_episodes + 1]
+        lengths = np.diff(first)
+        if not self._num_episodes or lengths.min() < chunk:
+            shortest = (
+                f"the shortest episode has {lengths.min()} frames" if self._num_episodes else "there is no episode"
+            )
+            raise ValueError(f"cannot sample chunks of {chunk} frames: {shortest}")
+        episode = rng.integers(self._num_episodes, size=batch_size)
+        return first[episode] + rng.integers(lengths[episode] - chunk + 1)  # [B]
+
+
+class Replay(EpisodeMemory):
+    """Episodes in this machine's memory, sampled uniformly over episodes and then over starts."""
+
+    def __init__(self, *, frames: int, episodes: int, action_size: int) -> None:
+        """Reserve room for `episodes` episodes of `frames` frames in all (an episode of T decisions has T + 1).
+
+        Raises:
+            MemoryError: the machine (or its control group) has less memory than that; the message says how much.
+        """
+        super().__init__(frames=frames, episodes=episodes, action_size=action_size)
+        need, free = memory_bytes(frames, action_size), available_memory()
+        if need > free:
+            raise MemoryError(
+                f"the replay of {episodes} episodes ({frames} frames of 64 x 64) needs {need / 2**30:.2f} GiB of "
+                f"memory, but only {free / 2**30:.2f} GiB are available; choose a machine or a Slurm --mem with more, "
+                f"or lower schedule.train_episodes"
+            )
+        self._obs = np.empty((frames, 64, 64, 3), np.uint8)  # channels last in memory, as the networks want them
+        self._action = np.empty((frames, action_size), np.float32)
+        self._reward = np.empty(frames, np.float32)
+
+    def _write(self, frames: slice, episode: Episode) -> None:
+        self._obs[frames] = np.moveaxis(episode.obs, 1, -1)
+        self._action[frames], self._reward[frames] = episode.action, episode.reward
+
+    def sample(self, batch_size: int, chunk: int, rng: np.random.Generator) -> Batch:
+        """Return `batch_size` independent chunks of `chunk` frames, drawn with replacement as `starts` says.
 
         Raises:
             ValueError: no episode yet, or one shorter than the chunk.
@@ -102,18 +132,6 @@ class Replay:
             np.stack([array[s] for s in slices]) for array in (self._obs, self._action, self._reward)
         )
         return Batch(np.moveaxis(obs, -1, 2), action, reward)
-
-    def starts(self, batch_size: int, chunk: int, rng: np.random.Generator) -> np.ndarray:
-        """Return the index of each chunk's first frame, counted over all frames added: what `sample` draws."""
-        first = self._first[: self._num_episodes + 1]
-        lengths = np.diff(first)
-        if not self._num_episodes or lengths.min() < chunk:
-            shortest = (
-                f"the shortest episode has {lengths.min()} frames" if self._num_episodes else "there is no episode"
-            )
-            raise ValueError(f"cannot sample chunks of {chunk} frames: {shortest}")
-        episode = rng.integers(self._num_episodes, size=batch_size)
-        return first[episode] + rng.integers(lengths[episode] - chunk + 1)  # [B]
 
 
 def memory_bytes(frames: int, action_size: int) -> int:

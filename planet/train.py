@@ -30,14 +30,16 @@ from planet import checkpoint, gl, hardware, streams, tasks
 from planet.agent import Agent, NonFiniteAction
 from planet.cem import NonFiniteScore
 from planet.config import Config, EnvConfig
+from planet.device_replay import make_replay
 from planet.envs import Env, PadActions, make_env
 from planet.episode_store import EpisodeStore
 from planet.evaluate import evaluate
-from planet.learner import Learner
+from planet.learner import Learner, Sequences
 from planet.lease import Lease, LeaseHeld, LeaseLost
+from planet.parallel_envs import parallel_envs
 from planet.prediction import reconstruction_strip, write_open_loop
 from planet.progress import Display, duration
-from planet.replay import Batch, Replay
+from planet.replay import Replay
 from planet.rollout import Episode, random_policy, run_episodes
 from planet.run_dir import Recorder, RunDir
 from planet.stop_signal import EXIT_DONE, EXIT_FAILED, EXIT_HELD, EXIT_STOPPED, StopSignal
@@ -116,7 +118,7 @@ class Trainer:
         self.updates_per_cycle = config.schedule.updates_per_cycle(len(self.tasks))
         self.eval_at = config.schedule.eval_at()
         self._make_env = make_env
-        self._eval_envs: dict[str, list[Env]] = {}
+        self._eval_envs: dict[str, Sequence[Env]] = {}
         self.envs = [self._build_env(task) for task in self.tasks]
         self.action_size = max(env.action_size for env in self.envs)
 
@@ -126,7 +128,8 @@ class Trainer:
         self.learner = Learner(self.world_model, config.optimizer, device=device, precision=precision)
         self.agent = Agent(self.world_model, config.planner, action_size=self.action_size, precision=precision)
         self.device = device
-        self.replay = Replay(
+        self.replay = make_replay(
+            device,
             frames=sum((env.agent_steps + 1) * self.total_episodes for env in self.envs),
             episodes=self.total_episodes * len(self.envs),
             action_size=self.action_size,
@@ -134,7 +137,8 @@ class Trainer:
         self.store = EpisodeStore(run_dir.episodes)
         self.progress = Progress()
         self.pending: list[dict[str, Tensor]] = []  # terms of this cycle's updates, still on the device
-        self._prefetch: tuple[int, Future[Batch]] | None = None
+        self._found_finite = 0  # how many of them were looked at
+        self._prefetch: tuple[int, Future[Sequences]] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="replay")
         self._last_checkpoint = self._last_status = time.monotonic()
         self._restore()
@@ -147,6 +151,13 @@ class Trainer:
         env = self._make_env(task, self.config.env)
         size = max(t.action_size for t in self.tasks)
         return PadActions(env, size) if env.action_size < size else env
+
+    def _build_eval_envs(self, task: Task) -> Sequence[Env]:
+        count = self.config.schedule.eval_episodes
+        if self.device.type == "cuda" and self._make_env is make_env and len(os.sched_getaffinity(0)) > 1:
+            # The cores would wait for each other's pictures while the GPU plans for all episodes at once.
+            return parallel_envs(task, self.config.env, count, action_size=self.action_size)
+        return [self._build_env(task) for _ in range(count)]
 
     # ------------------------------------------------------------------------------------------------ the ladder
 
@@ -181,7 +192,8 @@ class Trainer:
         started = time.monotonic()
         p = self.progress
         batch = self._take_batch(p.updates)
-        if (p.updates + 1) % self.updates_per_cycle:  # the next batch comes from the same episodes
+        more = (p.updates + 1) % self.updates_per_cycle  # then the next batch comes from the same episodes
+        if more and isinstance(self.replay, Replay):  # one on the GPU needs no copy that could be hidden
             self._prefetch = (p.updates + 1, self._pool.submit(self._sample, p.updates + 1))
         generator = streams.torch_generator(self.config.seed, "train", p.updates, device=self.device)
         self.pending.append(self.learner.update(batch, generator=generator))
@@ -191,11 +203,11 @@ class Trainer:
             self._check_finite()
         p.phase_seconds["train"] += time.monotonic() - started
 
-    def _sample(self, update: int) -> Batch:
+    def _sample(self, update: int) -> Sequences:
         rng = streams.numpy_generator(self.config.seed, "replay", update)
         return self.replay.sample(self.config.batch.size, self.config.batch.chunk, rng)
 
-    def _take_batch(self, update: int) -> Batch:
+    def _take_batch(self, update: int) -> Sequences:
         if self._prefetch is not None and self._prefetch[0] == update:
             batch = self._prefetch[1].result()
         else:
@@ -204,14 +216,16 @@ class Trainer:
         return batch
 
     def _check_finite(self) -> None:
-        if not self.pending:
+        new = self.pending[self._found_finite :]
+        if not new:
             return
-        names = list(self.pending[0])
-        values = torch.stack([torch.stack([terms[name].float() for name in names]) for terms in self.pending])
+        names = list(new[0])
+        values = torch.stack([torch.stack([terms[name].float() for name in names]) for terms in new])
         if torch.isfinite(values).all():
+            self._found_finite = len(self.pending)
             return
         row, column = (~torch.isfinite(values)).nonzero()[0].tolist()
-        update = self.progress.updates - len(self.pending) + row
+        update = self.progress.updates - len(new) + row
         raise NonFiniteLoss(
             f"{names[column]} became {values[row, column].item()} at update {update} of {self.run_dir.path}; {ADVICE}"
         )
@@ -267,12 +281,12 @@ class Trainer:
 
     def _evaluate(self) -> None:
         started = time.monotonic()
-        p, schedule = self.progress, self.config.schedule
+        p = self.progress
         returns: list[float] = []
         rows: list[tuple[Task, Episode, int]] = []
         for index, task in enumerate(self.tasks):
             if task.name not in self._eval_envs:
-                self._eval_envs[task.name] = [self._build_env(task) for _ in range(schedule.eval_episodes)]
+                self._eval_envs[task.name] = self._build_eval_envs(task)
             result = evaluate(
                 self.agent,
                 self._eval_envs[task.name],
@@ -322,6 +336,7 @@ class Trainer:
         if self.tensorboard:
             self.tensorboard.metrics(row)
         self.pending.clear()
+        self._found_finite = 0
         p.phase_seconds = dict.fromkeys(PHASES, 0.0)
         p.row_due = False
         if time.monotonic() - self._last_checkpoint >= self.config.runtime.checkpoint_seconds:
@@ -488,6 +503,7 @@ def _train(
             threads = first.get("threads") or hardware.resolve_threads(config.runtime.threads)
             torch.set_num_threads(threads)
             hardware.keep_freed_memory()
+            hardware.allow_tf32(device)
             run_dir.record_start(
                 device=str(device), precision=precision, threads=threads, picture=config.env.picture, gl=backend,
                 hardware=hardware.describe(device),

@@ -10,7 +10,7 @@ Shapes: B batch, T time, A action, S stochastic, N environments, J candidates, H
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -180,11 +180,28 @@ class WorldModel(nn.Module):
         if len(generators) != obs.shape[0]:
             raise ValueError(f"filter needs one generator for each of the {obs.shape[0]} environments, "
                              f"got {len(generators)}")  # fmt: skip
+        return self.filter_given_noise(state, action, obs, *self.draw_filter_noise(generators))
+
+    @torch.no_grad()
+    def filter_given_noise(
+        self,
+        state: State,
+        action: Float[Tensor, "env action"],
+        obs: UInt8[Tensor, "env 3 64 64"],
+        frame_noise: UInt8[Tensor, "env 3 64 64"],
+        noise: Float[Tensor, "env stoch"],
+    ) -> State:
+        """Return `filter` with its random numbers given."""
+        embed = self.encoder(preprocess(obs, frame_noise, bit_depth=self.bit_depth))
+        return self.transition.posterior(state, action, embed, noise)
+
+    def draw_filter_noise(
+        self, generators: Sequence[torch.Generator]
+    ) -> tuple[UInt8[Tensor, "env 3 64 64"], Float[Tensor, "env stoch"]]:
+        """Return the random numbers of one filter step: dequantisation bytes and the posterior's normal numbers."""
         bytes_ = torch.stack([image_noise((), g) for g in generators])
         size = self.transition.stoch_size
-        noise = torch.stack([torch.randn(size, generator=g, device=g.device) for g in generators])
-        embed = self.encoder(preprocess(obs, bytes_, bit_depth=self.bit_depth))
-        return self.transition.posterior(state, action, embed, noise)
+        return bytes_, torch.stack([torch.randn(size, generator=g, device=g.device) for g in generators])
 
     @torch.no_grad()
     def predict_returns(
@@ -217,9 +234,27 @@ class WorldModel(nn.Module):
         envs = state.stoch.shape[0]
         if len(generators) != envs:
             raise ValueError(f"planning needs one generator for each of the {envs} environments, got {len(generators)}")
-        return ReturnPredictor(
-            self, state, candidates=candidates, horizon=horizon, generators=generators, samples=samples
-        )
+        shape = (envs, horizon, candidates * samples, self.transition.stoch_size)
+        noise = _fresh_noise(shape, generators, state.stoch.device)
+        return ReturnPredictor(self, state, noise, rows=candidates * samples, horizon=horizon, samples=samples)
+
+    def return_predictor_given_noise(
+        self, state: State, noise: Float[Tensor, "call env horizon row stoch"], *, samples: int = 1
+    ) -> ReturnPredictor:
+        """Return `return_predictor` with the noise of each of its calls given (row: candidate, then sample)."""
+        horizon, rows = noise.shape[2:4]
+        return ReturnPredictor(self, state, iter(noise), rows=rows, horizon=horizon, samples=samples)
+
+    def draw_return_noise(
+        self, calls: int, *, candidates: int, horizon: int, generators: Sequence[torch.Generator], samples: int = 1
+    ) -> Float[Tensor, "call env horizon row stoch"]:
+        """Return the noise that a `return_predictor` draws in its first `calls` calls."""
+        shape = (horizon, candidates * samples, self.transition.stoch_size)
+        noise = torch.empty(calls, len(generators), *shape, device=generators[0].device)
+        for of_call in noise:
+            for of_env, generator in zip(of_call, generators, strict=True):
+                of_env.normal_(generator=generator)
+        return noise
 
     @torch.no_grad()
     def open_loop(
@@ -252,26 +287,19 @@ class WorldModel(nn.Module):
 
 
 class ReturnPredictor:
-    """Candidates [N, J, H, A] to predicted returns [N, J], with fresh noise at every call.
+    """Candidates [N, J, H, A] to predicted returns [N, J], with other noise at every call.
 
     Converts parameters and allocates memory once, so parameters must not change while it is in use. Made under autocast
     it computes in autocast's type, wherever it is called.
     """
 
     def __init__(
-        self,
-        model: WorldModel,
-        state: State,
-        *,
-        candidates: int,
-        horizon: int,
-        generators: Sequence[torch.Generator],
-        samples: int,
+        self, model: WorldModel, state: State, noises: Iterator[Tensor], *, rows: int, horizon: int, samples: int
     ) -> None:
-        self.model, self.state, self.generators, self.samples = model, state, generators, samples
-        envs, rows = len(generators), candidates * samples
-        device = state.stoch.device
-        self.noise = torch.empty(envs, horizon, rows, model.transition.stoch_size, device=device)
+        """noises: [N, H, R, S] for each call; R = J * samples rows, candidate first."""
+        self.model, self.state, self.samples = model, state, samples
+        self._noises = noises
+        envs, device = state.stoch.shape[0], state.stoch.device
         # On a CPU one environment after the other keeps the working memory in the cache; a GPU takes all at once.
         self.together = envs if device.type == "cuda" else 1
         self.rollout = None
@@ -283,8 +311,7 @@ class ReturnPredictor:
 
     @torch.no_grad()
     def __call__(self, actions: Float[Tensor, "env candidate horizon action"]) -> Float[Tensor, "env candidate"]:
-        for noise, generator in zip(self.noise, self.generators, strict=True):
-            noise.normal_(generator=generator)  # in place: fresh pages of memory take longer than the numbers
+        self.noise = next(self._noises)
         if self.samples > 1:
             actions = actions.repeat_interleave(self.samples, dim=1)
         returns = self._step_by_step(actions) if self.rollout is None else self._roll_out(self.rollout, actions)
@@ -307,6 +334,16 @@ class ReturnPredictor:
             state = transition.prior(state, actions[:, :, t].flatten(0, 1), self.noise[:, t].flatten(0, 1))
             total = total + self.model.reward(transition.features(state)).float()
         return total.view(envs, rows)
+
+
+def _fresh_noise(
+    shape: tuple[int, int, int, int], generators: Sequence[torch.Generator], device: torch.device
+) -> Iterator[Float[Tensor, "env horizon row stoch"]]:
+    noise = torch.empty(shape, device=device)
+    while True:
+        for of_env, generator in zip(noise, generators, strict=True):
+            of_env.normal_(generator=generator)  # in place: fresh pages of memory take longer than the numbers
+        yield noise
 
 
 def make_transition(model: ModelConfig, action_size: int, embed_size: int) -> Transition:

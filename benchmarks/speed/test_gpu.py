@@ -1,0 +1,60 @@
+"""The update and the decision of the paper's size on a GPU. Limits: those of an NVIDIA H200; on others only noted.
+
+pytest benchmarks/speed/test_gpu.py --benchmark-only -o addopts=
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.speed.test_model import ACTIONS, batch_of, config_of, model_of
+from planet import hardware
+from planet.agent import Agent
+from planet.cuda_graph import WARM_UP
+from planet.device_replay import DeviceBatch
+from planet.learner import Learner
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")]
+
+MILLISECONDS_AT_MOST = {"update": 8.0, "decision of 1": 4.0, "decision of 10": 10.0}
+
+
+def measure(benchmark: Any, what: str, action: Any) -> None:
+    def and_wait() -> None:
+        action()
+        torch.cuda.synchronize()
+
+    benchmark.pedantic(and_wait, rounds=50, warmup_rounds=WARM_UP + 5)
+    if benchmark.stats is None:  # --benchmark-disable: only whether it runs
+        return
+    milliseconds, name = 1000 * benchmark.stats.stats.median, torch.cuda.get_device_name()
+    benchmark.extra_info |= {"gpu": name, "torch": torch.__version__, "milliseconds": round(milliseconds, 2)}
+    if "H200" in name:
+        assert milliseconds <= MILLISECONDS_AT_MOST[what], f"{what}: {milliseconds:.1f} ms"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_update_on_a_gpu(benchmark: Any, precision: str) -> None:
+    device, config = torch.device("cuda"), config_of("paper")
+    hardware.allow_tf32(device)
+    learner = Learner(model_of(config), config.optimizer, device, precision)
+    batch, generator = batch_of(config), torch.Generator(device).manual_seed(0)
+    there = DeviceBatch(*(torch.from_numpy(x).to(device) for x in (batch.obs, batch.action, batch.reward)))
+
+    measure(benchmark, "update", lambda: learner.update(there, generator))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("envs", [1, 10])
+def test_decision_on_a_gpu(benchmark: Any, envs: int, precision: str) -> None:
+    device, config = torch.device("cuda"), config_of("paper")
+    hardware.allow_tf32(device)
+    agent = Agent(model_of(config).to(device), config.planner, action_size=ACTIONS, precision=precision)
+    state = agent.start([torch.Generator(device).manual_seed(n) for n in range(envs)])
+    frames = np.zeros((envs, 3, 64, 64), np.uint8)
+
+    measure(benchmark, f"decision of {envs}", lambda: agent.act(state, frames, action_noise=0.3))

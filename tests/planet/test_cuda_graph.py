@@ -1,0 +1,179 @@
+"""What runs as a CUDA graph can be recorded (checked without a GPU) and gives the numbers it would give unrecorded."""
+
+import copy
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from planet import agent as agent_module
+from planet.agent import Agent
+from planet.config import ModelConfig, ObjectiveConfig, OptimizerConfig, PlannerConfig
+from planet.cuda_graph import WARM_UP, CudaGraph
+from planet.learner import Learner
+from planet.replay import Batch
+from planet.world_model import WorldModel
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {"conv_depth": 4, "stoch": 5, "deter": 12, "hidden": 10, "reward_units": 9}
+PLANNER = PlannerConfig(horizon=4, candidates=20, elites=4, iterations=3, samples=2)
+TRANSITIONS = ["rssm", "ssm", "drnn"]
+
+
+def world_model(transition: Any = "rssm") -> WorldModel:
+    objective = ObjectiveConfig(overshooting_scale=1.0, overshooting_distance=3)
+    return WorldModel(ModelConfig(**SMALL, transition=transition), objective, 2, torch.Generator().manual_seed(0))
+
+
+def batch(seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    return Batch(
+        rng.integers(0, 256, (3, 4, 3, 64, 64), dtype=np.uint8),
+        rng.uniform(-1, 1, (3, 4, 2)).astype(np.float32),
+        rng.normal(size=(3, 4)).astype(np.float32),
+    )
+
+
+def agent_of(model: WorldModel, precision: str = "float32") -> Agent:
+    return Agent(model, PLANNER, action_size=2, precision=precision)
+
+
+def frames(envs: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(256, size=(envs, 3, 64, 64), dtype=np.uint8)
+
+
+# Tensors without values: whoever looks at one raises. (A torch without CUDA has them for the CPU alone.)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("transition", TRANSITIONS)
+def test_an_update_never_looks_at_a_number(transition: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WorldModel, "to", lambda self, device: self)  # cannot move such tensors, need not
+    with FakeTensorMode():
+        learner = Learner(world_model(transition), OptimizerConfig(), CPU, precision)
+        action, reward = torch.zeros(3, 4, 2), torch.zeros(3, 4)
+        pictures = torch.zeros(3, 4, 3, 64, 64, dtype=torch.uint8)
+
+        terms = learner.step(pictures, action, reward, pictures, torch.zeros(3, 4, 5), torch.zeros(3, 9, 5))
+
+        with pytest.raises(DataDependentOutputException):  # else this test could not fail
+            terms["loss"].item()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("transition", TRANSITIONS)
+def test_a_decision_never_looks_at_a_number(transition: str, precision: str) -> None:
+    agent = agent_of(world_model(transition), precision)
+    state = agent.start([torch.Generator().manual_seed(n) for n in range(2)])
+    inputs = agent.decision_inputs(state, torch.from_numpy(frames(2)))
+    with FakeTensorMode():
+        agent.world_model = world_model(transition)
+
+        found = agent.decide(*(torch.empty(x.shape, dtype=x.dtype) for x in inputs))
+
+        assert found["plan"].shape == (2, 4, 2) and found["undefined"].shape == (3, 2)
+
+
+@pytest.mark.parametrize("warm_start", [False, True])
+@pytest.mark.parametrize("transition", TRANSITIONS)
+def test_numbers_drawn_beforehand_decide_alike(
+    transition: str, warm_start: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "CudaGraph", lambda function: function)
+    agent = agent_of(world_model(transition))
+    agent.planner = dataclasses.replace(PLANNER, warm_start=warm_start)
+    ours, theirs = (agent.start([torch.Generator().manual_seed(n) for n in (3, 4)]) for _ in range(2))
+    for step in range(2):  # the second starts from a belief and a plan
+        pictures = torch.from_numpy(frames(2, step))
+
+        belief, plan = agent._decide_recorded(ours, pictures)
+        expected_belief, expected_plan = agent._decide(theirs, pictures)
+
+        torch.testing.assert_close(plan, expected_plan, rtol=0, atol=0)
+        for name in ("deter", "stoch", "mean", "std"):
+            torch.testing.assert_close(getattr(belief, name), getattr(expected_belief, name), rtol=0, atol=0)
+        ours = dataclasses.replace(ours, belief=belief, plan=plan, action=plan[:, 0])
+        theirs = dataclasses.replace(theirs, belief=belief, plan=plan, action=plan[:, 0])
+
+
+def test_predictions_that_are_not_finite_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_module, "CudaGraph", lambda function: function)
+    agent = agent_of(world_model())
+    torch.nn.init.constant_(agent.world_model.reward.output.bias, float("nan"))
+
+    with pytest.raises(ValueError, match="NaN for 20 of 20 candidates"):
+        agent._decide_recorded(agent.start([torch.Generator()]), torch.from_numpy(frames(1)))
+
+
+def test_a_state_from_another_device_keeps_this_one_s_optimiser() -> None:
+    learner = Learner(world_model(), OptimizerConfig(), CPU)
+    learner.update(batch(), torch.Generator())
+    state = copy.deepcopy(learner.state_dict())
+    state["optimizer"]["param_groups"][0]["capturable"] = True  # as on a GPU
+
+    learner.load_state_dict(state)
+
+    assert learner.optimizer.param_groups[0]["capturable"] is False
+    assert state["optimizer"]["param_groups"][0]["capturable"] is True  # the caller's own is left alone
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_recorded_updates_are_those_run_one_by_one(precision: str) -> None:
+    device = torch.device("cuda")
+    recorded = Learner(world_model(), OptimizerConfig(), device, precision)
+    eager = Learner(copy.deepcopy(world_model()), OptimizerConfig(), device, precision)
+    eager._run = eager.step
+
+    for number in range(WARM_UP + 4):
+        ours, theirs = (
+            learner.update(batch(number), torch.Generator(device).manual_seed(number)) for learner in (recorded, eager)
+        )
+        assert isinstance(recorded._run, CudaGraph)
+        assert (recorded._run._graph is not None) == (number >= WARM_UP)
+        torch.testing.assert_close(ours["loss"], theirs["loss"], rtol=1e-3, atol=0)
+
+    for mine, other in zip(recorded.world_model.parameters(), eager.world_model.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_recorded_updates_go_on_after_a_state_is_loaded() -> None:
+    device = torch.device("cuda")
+    learner = Learner(world_model(), OptimizerConfig(), device)
+    for number in range(WARM_UP + 1):
+        learner.update(batch(number), torch.Generator(device).manual_seed(number))
+    saved = copy.deepcopy(learner.state_dict())
+    after = [learner.update(batch(9), torch.Generator(device).manual_seed(n))["loss"].item() for n in range(6)]
+
+    learner.load_state_dict(saved)
+    again = [learner.update(batch(9), torch.Generator(device).manual_seed(n))["loss"].item() for n in range(6)]
+
+    np.testing.assert_allclose(again, after, rtol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("envs", [1, 3])
+def test_recorded_decisions_are_those_run_one_by_one(envs: int) -> None:
+    device = torch.device("cuda")
+    agent = agent_of(world_model().to(device))
+    ours, theirs = (agent.start([torch.Generator(device).manual_seed(n) for n in range(envs)]) for _ in range(2))
+    for step in range(WARM_UP + 3):
+        pictures = torch.from_numpy(frames(envs, step)).to(device)
+
+        belief, plan = agent._decide_recorded(ours, pictures)
+        _, expected_plan = agent._decide(theirs, pictures)
+
+        torch.testing.assert_close(plan, expected_plan, rtol=1e-3, atol=1e-4)
+        ours = dataclasses.replace(ours, belief=belief, plan=plan, action=plan[:, 0])
+        theirs = dataclasses.replace(theirs, belief=belief, plan=plan, action=plan[:, 0])
+
+
+@pytest.mark.gpu
+def test_another_shape_is_refused() -> None:
+    double = CudaGraph(lambda x: {"y": 2 * x})
+    double(torch.ones(3, device="cuda"))
+
+    with pytest.raises(ValueError, match="each time"):
+        double(torch.ones(4, device="cuda"))
