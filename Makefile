@@ -26,12 +26,13 @@ quick: setup
 	$(BIN)/python benchmarks/launch.py --tasks cartpole_swingup --seeds 1 --preset quick
 	$(BIN)/python analysis/report.py runs/quick --out report/quick
 
-# What CI runs: format, lint, types, every test.
+# What CI runs: format, lint, types, every test, every benchmark once without its limits.
 test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/pytest -q --durations=15
+	$(BIN)/pytest -q benchmarks/speed --benchmark-disable -o addopts= --durations=5
 
 check: test
 
@@ -43,8 +44,9 @@ fix: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Speed beside plain references, with limits: on an idle machine, or with OMP_NUM_THREADS=1 on a busy one.
 bench: setup
-	$(BIN)/pytest -q benchmarks/speed --benchmark-only
+	$(BIN)/pytest -q benchmarks/speed --benchmark-only -o addopts=
 
 # README's results block and its figures, from the run directories in results/.
 results: setup

@@ -24,6 +24,11 @@ def expand(runs: Path) -> Plan:
     return plan.expand(cells(TASKS, VARIANTS), seeds, preset="smoke", runs=runs, suite="big")
 
 
+def check(benchmark, statistic: str, limit: float) -> None:
+    if benchmark.stats is not None:  # None: --benchmark-disable
+        assert benchmark.stats[statistic] < limit
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """Ten thousand run directories as a sweep leaves them: most are done, the rest at work, dead, failed."""
@@ -59,7 +64,7 @@ def test_planning_ten_thousand_new_runs(benchmark, tmp_path):
     planned = benchmark.pedantic(lambda: plan.examine(expand(tmp_path)), rounds=3)
 
     assert len(planned) == RUNS and {item.state for item in planned} == {"new"}
-    assert benchmark.stats["min"] < 10
+    check(benchmark, "min", 10)
 
 
 @pytest.mark.benchmark(timer=time.process_time)
@@ -67,7 +72,7 @@ def test_planning_ten_thousand_runs_that_are_there(benchmark, many):
     planned = benchmark.pedantic(lambda: plan.examine(expand(many)), rounds=3)
 
     assert {item.state for item in planned} == {"done", "running", "failed", "resume"}
-    assert benchmark.stats["min"] < 10
+    check(benchmark, "min", 10)
 
 
 @pytest.mark.benchmark(timer=time.process_time)
@@ -75,11 +80,11 @@ def test_status_of_ten_thousand_runs(benchmark, many):
     rows = benchmark.pedantic(lambda: status.Reader().rows(status.runs_of(many / "smoke", None)), rounds=3)
 
     assert len(rows) == RUNS and {row.state for row in rows} == {"done", "running", "failed", "stopped", "died"}
-    assert benchmark.stats["min"] < 5
+    check(benchmark, "min", 5)
 
 
 def test_the_patch_and_versions_are_looked_up_once(benchmark):
     provenance.of_code()
 
     benchmark(provenance.of_code)
-    assert benchmark.stats["mean"] < 1e-3
+    check(benchmark, "mean", 1e-3)
