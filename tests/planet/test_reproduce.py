@@ -23,7 +23,7 @@ def test_the_commands_name_commit_versions_and_the_run(run):
 
     assert lines[0] == "# quick/base+planner.horizon=5/cheetah_run/seed_3"
     assert lines[1] == "git checkout " + "a" * 40
-    assert f"torch=={provenance.versions()['torch'].partition('+')[0]} " in lines[2]
+    assert f"torch=={str(provenance.versions()['torch']).partition('+')[0]} " in lines[2]
     assert lines[3] == f"python -m planet.reproduce {run.path} --into {run.path}_again"
     assert lines[4] == f"python -m planet.train {run.path}_again   # it ran on {provenance.processor()}"
 
