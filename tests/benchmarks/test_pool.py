@@ -158,6 +158,7 @@ from pathlib import Path
 from benchmarks.executors import local
 from benchmarks.executors.pool import Slot
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits "ignore"
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and so does what nohup starts
 paths = [Path(p) for p in sys.argv[2:]]
 def command(path):
     return [sys.executable, sys.argv[1], str(path)]
