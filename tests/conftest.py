@@ -1,6 +1,14 @@
-"""For all tests, before anything is imported that reads the environment."""
+"""For all tests: what needs a CUDA device is skipped where there is none."""
 
-import os
+import pytest
 
-# Mesa's own threads do not help where tests share a few cores; read when the first GL context is made.
-os.environ.setdefault("LP_NUM_THREADS", "0")
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
