@@ -73,9 +73,10 @@ def reconstruction_strip(model: WorldModel, episode: Episode, path: Path, *, gen
     time = min(episode.length + 1, CONTEXT + DISTANCES - 5)
     posterior = observe(model, episode, generator=generator)
     action = _frames(episode, generator.device)[1]
-    future = imagine(model, at(posterior, CONTEXT - 1), action[:, CONTEXT:time], generator)
-    seen = decode(model, at(posterior, slice(0, time)))
-    predicted = np.concatenate([seen[:CONTEXT], decode(model, future)]) if time > CONTEXT else seen
+    seen = predicted = decode(model, at(posterior, slice(0, time)))
+    if time > CONTEXT:
+        future = imagine(model, at(posterior, CONTEXT - 1), action[:, CONTEXT:time], generator)
+        predicted = np.concatenate([seen[:CONTEXT], decode(model, future)])
     columns = sorted({round(t) for t in np.linspace(0, time - 1, 12)})
     write_png(path, film_strip([episode.obs[:time], seen, predicted], columns=columns, marks=CONTEXT))
 

@@ -516,19 +516,19 @@ def _train(
                 f"{config.task}, seed {config.seed}, {device}, {precision}, {threads} threads, pictures by {backend}"
             )
             trainer.write_status("running")
-            trainer.run()
+            try:
+                trainer.run()
+            except Stopped:
+                trainer.save()
+                trainer.write_status("stopped")
+                display.line("stopped; everything is saved, the same command goes on")
+                return EXIT_STOPPED
             if config.schedule.open_loop_episodes:
                 count = config.schedule.open_loop_episodes
                 write_open_loop(run_dir, config, trainer.world_model, device=device, count=count)
             trainer.write_status("done")
             display.line(f"done in {duration(trainer.clock.wall())}")
             return EXIT_DONE
-        except Stopped:
-            assert trainer is not None
-            trainer.save()
-            trainer.write_status("stopped")
-            display.line("stopped; everything is saved, the same command goes on")
-            return EXIT_STOPPED
         except LeaseLost:
             raise
         except Exception as error:

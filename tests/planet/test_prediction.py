@@ -1,8 +1,10 @@
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from planet import held_out, images, prediction, streams
 from planet.config import ModelConfig, ObjectiveConfig
@@ -75,6 +77,21 @@ def test_open_loop_states_follow_the_actions_and_ignore_later_frames(model):
 
     assert torch.equal(predict(episode, action), predict(other, action))
     assert not torch.equal(predict(episode, action), predict(episode, -action))
+
+
+@pytest.mark.parametrize("decisions", [3, 4, 5, 60])
+def test_a_strip_is_drawn_of_an_episode_of_any_length(model: WorldModel, decisions: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    episode = Episode(
+        rng.integers(256, size=(decisions + 1, 3, 64, 64), dtype=np.uint8),
+        rng.uniform(-1, 1, size=(decisions + 1, model.action_size)).astype(np.float32),
+        np.zeros(decisions + 1, np.float32),
+    )
+
+    prediction.reconstruction_strip(model, episode, tmp_path / "strip.png", generator=torch.Generator().manual_seed(0))
+
+    with Image.open(tmp_path / "strip.png") as picture:
+        assert picture.height == 3 * 64 + 2 * GAP
 
 
 @pytest.mark.slow
