@@ -53,6 +53,7 @@ def collect(config: Config, action_size: int) -> Batch:
     return replay.sample(config.batch.size, config.batch.chunk, np.random.default_rng(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in variants.names() if n != "true_simulator"])
 def test_every_variant_takes_two_updates_and_plans_on_a_real_task(env: DMControlEnv, name: str) -> None:
     config = config_of(name)

@@ -235,6 +235,7 @@ def test_a_simulation_that_diverges_names_task_seed_and_decision() -> None:
     assert "task cheetah_run, episode seed 12, decision 1" in caught.value.__notes__
 
 
+@pytest.mark.slow
 def test_ten_environments_in_one_process_share_one_camera_and_draw_as_one_would() -> None:
     config = EnvConfig(episode_env_steps=6)
     pool = [make_env(WALKER, config) for _ in range(10)]
@@ -248,6 +249,7 @@ def test_ten_environments_in_one_process_share_one_camera_and_draw_as_one_would(
     assert len({episode.obs.tobytes() for episode in together}) == 10
 
 
+@pytest.mark.slow
 def test_tasks_taking_turns_draw_what_each_draws_alone() -> None:
     def first_frames(env: DMControlEnv) -> list[np.ndarray]:
         return [env.reset(seed=2), env.step(np.zeros(env.action_size, np.float32)).obs]
@@ -395,6 +397,7 @@ print(env.renderer.split(",")[0], total)
 """
 
 
+@pytest.mark.slow
 def test_both_software_back_ends_say_nothing_and_draw_the_same() -> None:
     totals = {}
     for backend in ("egl", "osmesa"):

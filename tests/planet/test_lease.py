@@ -187,6 +187,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_of_many_takers_of_a_dead_owners_run_exactly_one_wins(tmp_path):
     plant(tmp_path, process_start=1)
     start = str(time.time() + 1.5)

@@ -29,6 +29,7 @@ def rows_of(run_dir: RunDir) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if "seconds" not in k} for row in found]
 
 
+@pytest.mark.slow
 def test_a_run_records_its_evaluation_episodes_and_says_done(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run_dir = create(tmp_path / "run", "cheetah_run")
 
