@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "planner.candidates": 100,
         "planner.elites": 10,
         "planner.iterations": 5,
-        "schedule.train_episodes": 150,
+        "schedule.train_episodes": 200,
         "schedule.updates": 150,
         "schedule.eval_points": 5,
         "runtime.precision": "auto",
