@@ -169,7 +169,7 @@ def over_tasks(own: Sequence[Effect]) -> tuple[Interval, float | None]:
 
 
 def signed(value: float) -> str:
-    return f"{value:+.0f}".replace("-", "−")
+    return f"{value:+z.0f}".replace("-", "−")
 
 
 def with_interval(interval: Interval) -> str:
@@ -225,7 +225,7 @@ def claims_table(found: Sequence[Effect]) -> Table:
                 "verdict": verdict or "no number to compare",
             }
         )
-        classes[(i, "verdict")] = f"verdict {verdict.split()[0] if verdict else 'none'}"
+        classes[(i, "verdict")] = f"wrap verdict {verdict.split()[0] if verdict else 'none'}"
         markup[(i, "pairs")] = f'<span class="count">{html.escape(counts)}</span>'
         data.append(
             {

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import functools
+import html
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -203,7 +205,7 @@ def phase_panel(axes: Axes, *, own: pd.DataFrame, series: Sequence[str]) -> None
 
 def run_table(runs: Sequence[Run], now: float) -> Table:
     """Return a row per run with small drawings of its learning, its rate, restarts and machine."""
-    rows, data, markup = [], [], {}
+    rows, data, markup, classes = [], [], {}, {}
     css = {phase: f"var(--{colour})" for phase, colour in PHASES.items()}
     for i, run in enumerate(runs):
         evals, metrics, total = run.evals(), run.metrics, run.episodes_total
@@ -230,12 +232,15 @@ def run_table(runs: Sequence[Run], now: float) -> Table:
         progress = f"{run.status.get('episode') or 0}/{total}" if learns else f"{len(evals)}/{run.eval_episodes}"
         rows.append(
             {
-                "run": run.name, "state": state, "episodes": progress,
+                "run": f"{run.name} ({run.device})", "state": f"{state} {progress}",
                 "returns": "", "last": "–" if last is None else f"{last:.0f}", "image loss": "", "KL": "",
-                "gradient": "", "phases": "", "episodes/h": f"{rate:.1f}" if rate else "–", "hours": f"{hours:.1f}",
-                "restarts": str(max(0, len(run.starts) - 1)), "machine": run.device,
+                "gradient": "", "phases": "", "time": f"{hours:.1f} h" + (f", {rate:.0f}/h" if rate else ""),
+                "restarts": str(max(0, len(run.starts) - 1)),
             }
         )  # fmt: skip
+        name, device = re.sub(r"([/+])", r"\1<wbr>", html.escape(run.name)), html.escape(run.device)
+        markup[(i, "run")] = f"{name}<br><small>{device}</small>"
+        classes |= {(i, column): "wrap" for column in ("state", "time")} | {(i, "run"): "wrap long"}
         markup |= {(i, column): drawing for column, drawing in drawings.items()}
         data.append(
             {
@@ -250,10 +255,11 @@ def run_table(runs: Sequence[Run], now: float) -> Table:
     caption = (
         "Small drawings over the run's whole schedule: median return of each evaluation (0 to what an episode can "
         "earn), image loss, KL with the free nats as a rule, gradient norm (logarithmic), share of time by phase "
-        "(updates, planning, simulator, evaluation). Red ticks: restarts."
+        "(updates, planning, simulator, evaluation). State: with collected of all episodes. Time: hours so far and "
+        "episodes per hour. Red ticks: restarts."
     )
     return Table(
         "runs", "Every run", caption, pd.DataFrame(data), pd.DataFrame(rows),
-        ("run", "state", "returns", "image loss", "KL", "gradient", "phases", "machine"), html=markup,
+        ("run", "state", "returns", "image loss", "KL", "gradient", "phases", "time"), html=markup, classes=classes,
         folded=len(rows) > 12,
     )  # fmt: skip

@@ -10,6 +10,7 @@ The unit is a run (one seed on one task): the mean return of its last evaluation
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Mapping
 
 import numpy as np
@@ -152,18 +153,48 @@ def profile_figure(strata: Strata, variants: Mapping[str, str], results: Results
         for i, threshold in enumerate(THRESHOLDS):
             rows.append({"series": series, "score": threshold, "share": value[i], "low": low[i], "high": high[i]})
     frame = pd.DataFrame(rows)
-    draw = functools.partial(profile_panel, frame=frame, variants=variants)
+    panels = []
+    for group in told_apart(variants):
+        draw = functools.partial(profile_panel, frame=frame, variants=group)
+        names = ", ".join(series_label(series) for series in group if series != "base" or len(group) == 1)
+        title = textwrap.fill(names, 52) if len(group) < len(variants) else ""
+        panels.append(Panel(title, draw, f"Performance profiles: {names}"))
     caption = (
         "How to read it: at a score on the x axis, the height is the share of runs that end above it (tasks weigh the "
         "same). A curve further right and higher is better; a steep fall means that runs agree. Band: pointwise 95 % "
         "bootstrap interval."
+        + (" Every panel has PlaNet beside a few variants." if len(panels) > 1 and "base" in variants else "")
     )
     keys = [Key(series_label(series), style.colour(variant)) for series, variant in variants.items()]
     figure = Figure(
-        "performance-profiles", "Performance profiles", caption, [Panel("", draw, "Performance profiles")], frame, keys,
-        1, panel_size=(4.4, 2.6), note=note_of(results),
+        "performance-profiles", "Performance profiles", caption, panels, frame, keys,
+        min(2, len(panels)), panel_size=(4.4, 2.6), note=note_of(results),
     )  # fmt: skip
     return with_commits(figure, results, variants)
+
+
+def told_apart(variants: Mapping[str, str], most: int = 3) -> list[dict[str, str]]:
+    """Split series -> variant so that no panel draws two lines of one colour and pattern, PlaNet in each of them.
+
+    One group where all can be told apart, else `most` variants besides PlaNet in each.
+    """
+
+    def look(series: str) -> tuple[object, ...]:
+        return style.colour(variants[series]), style.dashes(series, variants[series])
+
+    base = {series: variant for series, variant in variants.items() if series == "base"}
+    others = [series for series in variants if series not in base]
+    if len({look(series) for series in variants}) == len(variants):
+        return [dict(variants)]
+    groups: list[dict[str, str]] = []
+    for series in others:
+        taken = [{look(s) for s in (*base, *group)} for group in groups]
+        free = (g for g, looks in zip(groups, taken, strict=True) if len(g) < most and look(series) not in looks)
+        group = next(free, None)
+        if group is None:
+            groups.append(group := {})
+        group[series] = variants[series]
+    return [{**base, **group} for group in groups]
 
 
 def profile_panel(axes: Axes, *, frame: pd.DataFrame, variants: Mapping[str, str]) -> None:

@@ -231,8 +231,9 @@ def _by_series(results: Results) -> Mapping[tuple[str, str], list[Run]]:
 def _picture(path: Path, alt: str) -> Picture | None:
     if path.stat().st_size > MAX_BYTES:
         return None
-    number = re.search(r"(\d+)$", path.stem)
-    name = (
-        "after " + str(int(number[1])) + " episodes" if path.stem.startswith("reconstruction") and number else path.name
-    )
+    number = re.search(r"_(\d+)$", path.stem)
+    name = path.name
+    if number:
+        count = int(number[1])
+        name = f"after {count} episodes" if path.stem.startswith("reconstruction") else f"held-out episode {count}"
     return Picture(path, f"{alt}, {name}", name)

@@ -273,12 +273,12 @@ class Results:
         there |= {(variant, task, seed) for _, variant, task, seed in self.unusable}
         if self.plans:
             return there | {entry for plan in self.plans for entry in plan.runs}, True
-        closure: set[tuple[str, str, int]] = set()
-        for variant in {variant for variant, _, _ in there}:
-            tasks = {task for v, task, _ in there if v == variant}
-            seeds = {seed for v, _, seed in there if v == variant}
-            closure |= {(variant, task, seed) for task in tasks for seed in seeds}
-        return closure, False
+        seen: dict[str, tuple[set[str], set[int]]] = {}  # variant -> tasks, seeds
+        for variant, task, seed in there:
+            tasks, seeds = seen.setdefault(variant, (set(), set()))
+            tasks.add(task)
+            seeds.add(seed)
+        return {(v, task, seed) for v, (tasks, seeds) in seen.items() for task in tasks for seed in seeds}, False
 
     def seeds_expected(self, variant: str, task: str) -> int:
         """Return how many seeds of a variant there should be on a task; rows of a multi-task run count for it."""

@@ -153,10 +153,10 @@ def verdict_table(curves: pd.DataFrame, figure: published.PaperFigure, results: 
             "inside": [f"{a}/{n}" for a, n in zip(counts["inside"], points, strict=True)],
             "above": counts["above"].map(str),
             "below": counts["below"].map(str),
-            "last point at": counts["last_episode"].map(str),
+            "at": counts["last_episode"].map(str),
             "our median": counts["median"].map("{:.0f}".format),
             "paper": [
-                f"{median:.0f} [{low:.0f}, {high:.0f}]"
+                f"{round(median)} [{round(low)}, {round(high)}]"  # of integers there is no -0
                 for median, low, high in counts[["paper_median", "paper_p5", "paper_p95"]].itertuples(index=False)
             ],
             "seeds": [f"{n}/{max(n, m)}" for n, m in zip(counts["seeds"], expected, strict=True)],
@@ -165,12 +165,13 @@ def verdict_table(curves: pd.DataFrame, figure: published.PaperFigure, results: 
     )  # fmt: skip
     caption = (
         "Each of our evaluation points is compared with the paper's bin that contains it: is our median inside the "
-        "paper's 5–95 % band? <em>inside</em>, <em>above</em>, <em>below</em> count points; paper: median [5 %, 95 %] "
-        "of the bin of our last point. Point by point, from the first evaluation to the last: a mark on the line is "
-        "inside the band, one over it above, one under it below. Above is not a failure; it is said because it is a "
-        "difference."
+        "paper's 5–95 % band? <em>inside</em>, <em>above</em>, <em>below</em> count points; at: collected episodes at "
+        "our last point; paper: median [5 %, 95 %] of its bin. Point by point, from the first evaluation to the last: "
+        "a mark on the line is inside the band, one over it above, one under it below. Above is not a failure; it is "
+        "said because it is a difference."
     )
     classes = {(i, "verdict"): f"verdict {verdict}" for i, verdict in enumerate(counts["verdict"])}
+    classes |= {(i, "agent"): "wrap" for i in range(len(counts))}
     strips = {
         (i, "point by point"): _strip(curves[(curves["series"] == row["series"]) & (curves["task"] == row["task"])])
         for i, row in enumerate(counts.to_dict("records"))

@@ -22,7 +22,7 @@ from analysis.page import MANIFEST, stylesheet
 from analysis.questions import series_label
 from analysis.report import make_report
 
-VOID = {"meta", "link", "input", "img", "br", "hr"}
+VOID = {"meta", "link", "input", "img", "br", "hr", "wbr"}
 
 
 class Reader(HTMLParser):
@@ -240,3 +240,25 @@ def test_chromium_draws_it_at_phone_width_without_a_console_error(out: Path, tmp
     widths = [int(width) for width in re.findall(r'"width (\d+)"', done.stderr)]
     assert len(console) == len(widths) == 1, console
     assert 300 < widths[0] <= 360, "something sticks out of a page of 360 pixels"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+def test_every_table_fits_a_window_of_1280_pixels(out: Path, tmp_path: Path) -> None:
+    told = (
+        "<script>onload = () => document.querySelectorAll('.scroll').forEach(table =>"
+        " console.log('table', table.scrollWidth - table.clientWidth))</script></body>"
+    )
+    page = tmp_path / "page.html"
+    opened = (out / "index.html").read_text().replace("<details ", "<details open ").replace("</body>", told)
+    page.write_text(opened)
+    command = [
+        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
+        f"--user-data-dir={tmp_path / 'user'}", "--window-size=1280,2000", f"--screenshot={tmp_path / 'page.png'}",
+        f"file://{page}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    wider = [int(pixels) for pixels in re.findall(r'"table (\d+)"', done.stderr)]
+    assert len(wider) > 5 and max(wider) == 0, wider
