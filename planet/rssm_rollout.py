@@ -1,18 +1,22 @@
 """Open-loop returns of many action sequences under the RSSM: the inner loop of planning, without gradients.
 
-The same numbers as `RSSM.prior` and `RewardHead` step by step, arranged for speed: parameters are converted once, every
-tensor of the loop is allocated once and stays in the processor's cache, biases are one more row of the matrices, and
-each step is nine matrix products. A row of the working memory holds
+The same numbers as `RSSM.prior` and `RewardHead` step by step, arranged for speed: parameters are converted once, all
+memory is allocated once, biases are one more row of the matrices, no operation but a matrix product takes a slice of a
+row (on a CPU that costs more than the operation), and the reward head, which no step waits for, sees many steps at
+once. A row of the working memory of step t holds
 
     [x_{t+1}, 1, h_t, s_t, 1, a_{t+1}]      x: what the GRU takes in, made of s and a
 
-so that what each product needs ([x, 1, h], [1, h], [1, h, s], [s, 1, a]) is a slice of it, not a copy.
+so that what each product needs ([x, 1, h], [x, 1], [1, h], [1, h, s], [s, 1, a]) is a slice of it, not a copy. Only
+products are ever shortened to bfloat16: h, the gates and all nonlinear functions are float32, as in `RSSM` (and a CPU
+takes five times as long for tanh of a short type).
 
 Shapes: R rows (environment first, then candidate, then sample), H horizon, A action, D deterministic, S stochastic.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -26,20 +30,11 @@ from planet.transition import State
 
 ACTIVATIONS_IN_PLACE = {F.relu: F.relu_, F.elu: F.elu_}
 
+SHORT_FROM = 25_000
+"""Numbers that a CPU's products must have for bfloat16 to pay: each costs 20 microseconds at least."""
 
-class _Dense:
-    """A dense layer with an activation whose output, followed by a 1, lies in the same memory each time: new memory
-    would cost as much as the product."""
-
-    def __init__(self, layer: nn.Linear, activation: Callable[[Tensor], Tensor], rows: int, dtype: torch.dtype) -> None:
-        """The inputs end with a 1."""
-        self.matrix = _join([layer.weight, layer.bias], dtype)
-        self.memory = torch.ones(rows, layer.out_features + 1, dtype=dtype, device=self.matrix.device)
-        self.activation = activation
-
-    def __call__(self, x: Tensor) -> Tensor:
-        self.activation(torch.mm(x, self.matrix, out=self.memory[:, :-1]))
-        return self.memory
+IN_CACHE = 50_000
+"""Numbers that a CPU's elementwise operations take at a time, to find them in its cache again."""
 
 
 def _join(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -54,45 +49,60 @@ class RSSMRollout:
     def __init__(
         self, rssm: RSSM, reward: RewardHead, *, envs: int, rows: int, horizon: int, dtype: torch.dtype
     ) -> None:
-        """dtype: of matrix products and of h; means, deviations, samples and sums of rewards are float32."""
-        cell, count = rssm.cell, envs * rows
+        """dtype: of matrix products, where they are large enough for a short one to pay."""
+        cell, count, device = rssm.cell, envs * rows, rssm.cell.weight_ih.device
         d, s, x, a = rssm.deter_size, rssm.stoch_size, cell.input_size, rssm.input.in_features - rssm.stoch_size
-        self.deter, self.stoch, self.horizon, self.envs = d, s, horizon, envs
+        on_cpu = device.type == "cpu"
+        dtype = torch.float32 if on_cpu and count * d < SHORT_FROM else dtype
+        self.short, self.horizon, self.envs = dtype is not torch.float32, horizon, envs
         self.activation = ACTIVATIONS_IN_PLACE[rssm.activation]
         self.mean_only, self.min_std = rssm.mean_only, rssm.prior_head.min_std
-        gates, new = slice(2 * d), slice(2 * d, 3 * d)  # rows of the cell's matrices: reset and update, candidate
 
         # The matrices, their rows in the order of the slices that they multiply.
         w = rssm.input.weight
         self.to_input = _join([w[:, :s], rssm.input.bias, w[:, s:]], dtype)
-        both = cell.bias_ih + cell.bias_hh
-        self.to_gates = _join([cell.weight_ih[gates], both[gates], cell.weight_hh[gates]], dtype)
-        self.to_new = _join([cell.weight_ih[new], cell.bias_ih[new]], dtype)
-        self.to_new_from_deter = _join([cell.bias_hh[new], cell.weight_hh[new]], dtype)
+        (reset, update, new), (reset_h, update_h, new_h) = (m.split(d) for m in (cell.weight_ih, cell.weight_hh))
+        (_, _, b_new), (_, _, b_new_h) = (b.split(d) for b in (cell.bias_ih, cell.bias_hh))
+        b_reset, b_update, _ = (cell.bias_ih + cell.bias_hh).split(d)
+        # reset, update, candidate from x and candidate from h
+        if self.short:  # all multiply [x, 1, h]: one product with zeros in it takes less time than four
+            no_x, no_h = torch.zeros_like(new), torch.zeros_like(new_h)
+            last_two = [[new, b_new, no_h], [no_x, b_new_h, new_h]]
+        else:
+            last_two = [[new, b_new], [b_new_h, new_h]]
+        of_cell = [[reset, b_reset, reset_h], [update, b_update, update_h], *last_two]
         prior = rssm.prior_head
         self.to_prior = _join([prior.dense.bias, prior.dense.weight], dtype)
-        self.prior_output = _join([prior.output.weight, prior.output.bias], dtype)
+        of_gaussian = zip(prior.output.weight.split(s), prior.output.bias.split(s), strict=True)  # mean, deviation
         first, *others = (layer for layer in reward.dense if isinstance(layer, nn.Linear))
-        self.to_reward = _join([first.bias, first.weight[:, s:], first.weight[:, :s]], dtype)
-        self.reward_dense = [_Dense(layer, self.activation, count, dtype) for layer in others]
+        self.to_reward = [
+            _join([first.bias, first.weight[:, s:], first.weight[:, :s]], dtype),
+            *(_join([layer.weight, layer.bias], dtype) for layer in others),
+        ]
         self.reward_output = _join([reward.output.weight, reward.output.bias], dtype)
 
         # Never whatever was there: AMX kernels read past the end of a row's slice and multiply what they find by zero,
         # which makes NaN of a NaN (oneDNN of torch 2.13, where a length is no multiple of the tile's).
-        def memory(*shape: int) -> Tensor:
-            return torch.ones(shape, dtype=dtype, device=cell.weight_ih.device)
+        def memory(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.ones(shape, dtype=dtype, device=device)
 
-        self.x, self.x1h = slice(x), slice(x + 1 + d)
-        self.x1, self.h1 = slice(x + 1), slice(x, x + 1 + d)
-        self.h, self.s = slice(x + 1, x + 1 + d), slice(x + 1 + d, x + 1 + d + s)
-        self.hs1 = slice(x, x + 1 + d + s)
-        self.s1a, self.a = slice(x + 1 + d, x + 2 + d + s + a), slice(x + 2 + d + s, x + 2 + d + s + a)
-        self.now, self.after = memory(count, x + 2 + d + s + a), memory(count, x + 2 + d + s + a)
-        self.gates = memory(count, 2 * d)
-        self.candidate, self.from_deter = memory(count, d), memory(count, d)
-        self.prior_hidden = memory(count, prior.dense.out_features + 1)
-        self.prior = memory(count, 2 * s)
-        self.reward_hidden = memory(count, first.out_features + 1)
+        steps = memory(horizon + 1, count, x + 2 + d + s + a)
+        h, end = x + 1, x + 1 + d
+        self.h, self.s, self.a = steps[..., h:end], steps[..., end : end + s], steps[..., end + s + 1 :]
+        cell_inputs = [slice(end)] if self.short else [slice(end), slice(end), slice(h), slice(x, end)]
+        self.slices = [
+            (row[:, end:], row[:, :x], [row[:, part] for part in cell_inputs], after[:, x:end])
+            for row, after in itertools.pairwise(steps.unbind())
+        ]  # of a step [s, 1, a], [x] and what the cell's matrices multiply; of the next [1, h]
+        self.features = steps[1:].flatten(0, 1)[:, x : end + s]  # [1, h, s] of all steps, [H * R, ...]
+        self.deter = memory(count, d, dtype=torch.float32)
+        self.to_cell, self.cell = self._products([_join(parts, dtype) for parts in of_cell], memory)
+        self.some_rows = min(count, -(-IN_CACHE // d)) if on_cpu else count
+        self.parts = [memory(self.some_rows, d, dtype=torch.float32) for _ in range(4)]
+        self.prior_input = memory(count, prior.dense.out_features + 1)
+        self.to_gaussian, self.gaussian = self._products([_join(parts, dtype) for parts in of_gaussian], memory)
+        self.reward_rows = min(horizon * count, 8 * self.some_rows) if on_cpu else horizon * count
+        self.reward_hidden = [memory(self.reward_rows, matrix.shape[1] + 1) for matrix in self.to_reward]
 
     def __call__(
         self,
@@ -101,38 +111,60 @@ class RSSMRollout:
         noise: Float[Tensor, "env horizon row stoch"],
     ) -> Float[Tensor, "env row"]:
         """Return the sums of mean rewards from `state` [N]."""
-        d, now, after = self.deter, self.now, self.after
-        self._rows(now)[..., self.h] = state.deter[:, None]
-        self._rows(now)[..., self.s] = state.stoch[:, None]
-        total = noise.new_zeros(now.shape[0])
-        for t in range(self.horizon):
-            self._rows(now)[..., self.a] = actions[:, :, t]
-            self.activation(torch.mm(now[:, self.s1a], self.to_input, out=now[:, self.x]))
-            torch.mm(now[:, self.x1h], self.to_gates, out=self.gates).sigmoid_()
-            torch.mm(now[:, self.x1], self.to_new, out=self.candidate)
-            torch.mm(now[:, self.h1], self.to_new_from_deter, out=self.from_deter)
-            reset, update = self.gates[:, :d], self.gates[:, d:]
-            self.candidate.addcmul_(reset, self.from_deter).tanh_()
-            torch.lerp(self.candidate, now[:, self.h], update, out=after[:, self.h])
-            self.activation(torch.mm(after[:, self.h1], self.to_prior, out=self.prior_hidden[:, :-1]))
-            output = torch.mm(self.prior_hidden, self.prior_output, out=self.prior).float()
-            after[:, self.s] = self._sample(output, noise[:, t])
-            self.activation(torch.mm(after[:, self.hs1], self.to_reward, out=self.reward_hidden[:, :-1]))
-            y = self.reward_hidden
-            for dense in self.reward_dense:
-                y = dense(y)
-            total += torch.mm(y, self.reward_output)[:, 0]
-            now, after = after, now
-        return total.view(self.envs, -1)
+        deter = self.deter
+        self._rows(deter).copy_(state.deter[:, None].expand(self._rows(deter).shape))
+        self.h[0] = deter
+        self._rows(self.s[0]).copy_(state.stoch[:, None].expand(self._rows(self.s[0]).shape))
+        self._rows(self.a[: self.horizon], 1).copy_(actions.permute(2, 0, 1, 3))  # [H, N, R, A]
+        noises = noise.transpose(0, 1).flatten(1, 2).unbind()  # H times [N * R, S]
+        for t, (s1a, x, inputs, h1) in enumerate(self.slices):
+            self.activation(torch.mm(s1a, self.to_input, out=x))
+            for given, (matrix, memory) in zip(inputs, self.to_cell, strict=True):
+                torch.mm(given, matrix, out=memory)
+            self._update_deter()
+            self.h[t + 1] = deter
+            self.activation(torch.mm(h1, self.to_prior, out=self.prior_input[:, :-1]))
+            self.s[t + 1] = self._sample(noises[t])
+        rewards = torch.cat([self._reward(features) for features in self.features.split(self.reward_rows)])
+        return rewards.view(self.horizon, self.envs, -1).sum(dim=0)
 
-    def _rows(self, memory: Tensor) -> Tensor:
-        return memory.view(self.envs, -1, memory.shape[-1])  # [N, R, ...]
+    def _products(
+        self, matrices: list[Tensor], memory: Callable[[int, int], Tensor]
+    ) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+        """Return the products to compute as (matrix, memory), and the results of all matrices: one short product whose
+        slices they are, or a float32 product each, which costs nothing to start."""
+        rows, widths = len(self.deter), [matrix.shape[1] for matrix in matrices]
+        if self.short:
+            together = memory(rows, sum(widths))
+            return [(torch.cat(matrices, dim=1), together)], list(together.split(widths, dim=1))
+        results = [memory(rows, width) for width in widths]
+        return list(zip(matrices, results, strict=True)), results
 
-    def _sample(self, output: Tensor, noise: Tensor) -> Tensor:
-        mean = output[:, : self.stoch]
-        if self.mean_only:
-            return mean
-        # The softplus of the means is thrown away: on a slice it would take ten times as long.
-        std = F.softplus(output)[:, self.stoch :] + self.min_std
-        shape = (self.envs, -1, self.stoch)
-        return torch.addcmul(mean.view(shape), std.view(shape), noise).flatten(0, 1)
+    def _rows(self, memory: Tensor, axis: int = 0) -> Tensor:
+        return memory.unflatten(axis, (self.envs, -1))  # [..., N, R, ...]
+
+    def _update_deter(self) -> None:
+        """Take h one step on, in place, given the cell's products."""
+        for first in range(0, len(self.deter), self.some_rows):
+            rows = slice(first, first + self.some_rows)
+            h, parts = self.deter[rows], [part[rows] for part in self.cell]
+            if self.short:
+                parts = [memory[: len(h)].copy_(part) for memory, part in zip(self.parts, parts, strict=True)]
+            reset, update, new, new_from_deter = parts
+            new.addcmul_(reset.sigmoid_(), new_from_deter).tanh_()
+            torch.lerp(new, h, update.sigmoid_(), out=h)
+
+    def _sample(self, noise: Tensor) -> Tensor:
+        for matrix, memory in self.to_gaussian:
+            torch.mm(self.prior_input, matrix, out=memory)
+        mean, raw = (part.float() for part in self.gaussian)  # a copy where they are slices
+        return mean if self.mean_only else torch.addcmul(mean, F.softplus(raw).add_(self.min_std), noise)
+
+    def _reward(self, features: Tensor) -> Tensor:
+        """Mean rewards [r] of features [r, 1 + D + S]."""
+        y = features
+        for matrix, memory in zip(self.to_reward, self.reward_hidden, strict=True):
+            hidden = memory[: len(y)]
+            self.activation(torch.mm(y, matrix, out=hidden[:, :-1]))
+            y = hidden
+        return torch.mm(y, self.reward_output)[:, 0].float()

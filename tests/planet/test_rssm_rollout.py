@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed import plain
+from planet import rssm_rollout
 from planet.config import ModelConfig, ObjectiveConfig
 from planet.networks import compute_dtype
 from planet.rssm import RSSM
@@ -70,6 +71,21 @@ def test_returns_equal_the_plain_loop(changes: dict[str, Any]) -> None:
 
     expected = plain.returns(model, latent, actions, noise.transpose(0, 1).flatten(1, 2))
     torch.testing.assert_close(returns, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_taken_a_few_at_a_time_give_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rssm_rollout, "SHORT_FROM", 1)
+    model = build(reward_layers=3)
+    state, _ = state_of(model)
+    actions, noise = inputs(model)
+    at_once = rollout_of(model, dtype)
+    monkeypatch.setattr(rssm_rollout, "IN_CACHE", 12 * 7)
+
+    few = rollout_of(model, dtype)
+
+    assert (at_once.some_rows, few.some_rows) == (ENVS * ROWS, 7)  # neither 120 rows nor 720 rewards are a multiple
+    torch.testing.assert_close(roll(few, state, actions, noise), roll(at_once, state, actions, noise))
 
 
 def test_a_second_call_remembers_nothing_of_the_first() -> None:
@@ -139,7 +155,11 @@ def test_a_predictor_draws_fresh_noise_at_each_call_and_its_first_call_is_predic
     assert not torch.equal(first, second)
 
 
-def test_a_predictor_made_under_autocast_is_short_and_its_scores_are_not() -> None:
+@pytest.mark.parametrize(("short_from", "short"), [(1, True), (10_000, False)])
+def test_a_predictor_made_under_autocast_is_short_where_it_is_large_and_its_scores_are_not(
+    short_from: int, short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rssm_rollout, "SHORT_FROM", short_from)
     model = build()
     state, _ = state_of(model)
     with torch.autocast("cpu", torch.bfloat16):
@@ -148,7 +168,7 @@ def test_a_predictor_made_under_autocast_is_short_and_its_scores_are_not() -> No
             state, candidates=ROWS, horizon=HORIZON, generators=[seeded(n) for n in range(ENVS)]
         )
 
-    assert predictor.rollout is not None and predictor.rollout.now.dtype is torch.bfloat16
+    assert predictor.rollout is not None and predictor.rollout.short == short
     assert predictor(inputs(model)[0]).dtype is torch.float32
 
 
@@ -158,6 +178,7 @@ def test_returns_do_not_depend_on_what_the_memory_held_before(
     dtype: torch.dtype, deter: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """AMX kernels read past the end of a row (100 is no multiple of their tiles): what lies there must be finite."""
+    monkeypatch.setattr(rssm_rollout, "SHORT_FROM", 1)
     model = build(deter=deter, stoch=30, hidden=deter)
     state, _ = state_of(model)
     actions, noise = inputs(model)
