@@ -71,9 +71,10 @@ class Decoder(nn.Module):
     def forward(self, features: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch 3 64 64"]:
         dtype = compute_dtype(features.device)
         x = self.first(self.dense(features.reshape(-1, features.shape[-1])))  # [N, 4 * depth, 5, 5]
-        for layer in self.convolutions:
+        x = F.relu(x)  # not in place: it is a view, of which autograd would make copies
+        for i, layer in enumerate(self.convolutions):
             assert isinstance(layer, nn.ConvTranspose2d) and layer.bias is not None
-            x = transposed(F.relu_(x), layer.weight.to(dtype), layer.bias.to(dtype))
+            x = transposed(F.relu_(x) if i else x, layer.weight.to(dtype), layer.bias.to(dtype))
         return x.reshape(*features.shape[:-1], *x.shape[1:])
 
 
