@@ -1,11 +1,12 @@
 """PlaNet learns: a whole run, small enough for every check, whose agent must beat random actions.
 
 The run and the ways to break it are in `miniature.py`. Mean return of 10 episodes minus that of random actions from
-the same start states: 36.4 and 46.8 for seeds 0 and 1 (9 and 10 of 10 episodes at 73 or more). With seed 0 broken in
-training and acting: the actions of another chunk 4.1, a posterior that never sees the picture 6.7. Broken only while
-acting, with the weights of seed 0: pictures black, 7.6; the first iteration's plan, 25.8, which is not caught here
-but by `test_cem.py` (seven of its tests fail). The other ways to break it have not been measured. About 55 processor
-seconds.
+the same start states: 36.4, 46.8 and 47.0 for seeds 0, 1 and 2. With seed 0 broken in training and acting, what must
+stay below the limit: rewards all zero -6.6, rewards of another chunk -9.3, actions of another chunk 4.1, a posterior
+that never sees the picture 6.7, a posterior that is never trained 14.1, no updates 4.3, the worst candidates as elites
+-38.3. Not caught here: the actions of a chunk in another order 26.6 (this cart mostly keeps its direction;
+`test_replay.py` and `test_rollout.py` hold the order), and acting on the first iteration's plan 25.8 (`test_cem.py`:
+seven of its tests fail). About 55 processor seconds.
 """
 
 import json
@@ -30,4 +31,4 @@ def test_a_trained_agent_beats_random_actions_from_the_same_start_states():
     result = json.loads(done.stdout.splitlines()[-1])
 
     assert len(result["acted"]) == len(result["random"]) == 10
-    assert np.mean(result["acted"]) - np.mean(result["random"]) > 18, result
+    assert np.mean(result["acted"]) - np.mean(result["random"]) > 22, result
