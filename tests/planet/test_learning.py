@@ -5,7 +5,7 @@ the same start states: 36.4, 46.8 and 47.0 for seeds 0, 1 and 2. With seed 0 bro
 stay below the limit: rewards all zero -6.6, rewards of another chunk -9.3, actions of another chunk 4.1, a posterior
 that never sees the picture 6.7, a posterior that is never trained 14.1, no updates 4.3, the worst candidates as elites
 -38.3. Not caught here: the actions of a chunk in another order 26.6 (this cart mostly keeps its direction;
-`test_replay.py` and `test_rollout.py` hold the order), and acting on the first iteration's plan 25.8 (`test_cem.py`:
+`test_replay.py` holds the order), and acting on the first iteration's plan 25.8 (`test_cem.py`:
 seven of its tests fail). About 55 processor seconds.
 """
 
