@@ -18,7 +18,14 @@ from planet.presets import resolve
 from planet.run_dir import RunDir, read_json
 
 HERE = Path(__file__).parent
-FILES = ("config.toml", "episodes.jsonl", "metrics.jsonl", "status.json", "predictions/open_loop.csv")
+FILES = (
+    "config.toml",
+    "episodes.jsonl",
+    "metrics.jsonl",
+    "status.json",
+    "predictions/open_loop.csv",
+    "predictions/probe.csv",
+)
 
 
 def variant_of(run: RunDir, preset: str, variant: str, task: str, seed: int) -> str:
