@@ -268,9 +268,9 @@ def test_a_sweep_runs_to_done_and_typed_again_does_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_interrupted_goes_on_when_typed_again(tmp_path):
-    words = [sys.executable, str(SCRIPT), *ONE, "--set", "schedule.train_episodes=12", "--runs", str(tmp_path)]
+    words = [sys.executable, str(SCRIPT), *ONE, "--set", "schedule.train_episodes=60", "--runs", str(tmp_path)]
     launcher = subprocess.Popen([*words, "--executor", "local"], stdout=subprocess.PIPE, text=True)
-    (path,) = [tmp_path / "smoke/base+schedule.train_episodes=12/cartpole_swingup/seed_0"]
+    (path,) = [tmp_path / "smoke/base+schedule.train_episodes=60/cartpole_swingup/seed_0"]
     deadline = time.monotonic() + 120
     while (json.loads((path / "status.json").read_text()) if (path / "status.json").exists() else {}).get(
         "updates", 0
@@ -285,4 +285,4 @@ def test_a_sweep_interrupted_goes_on_when_typed_again(tmp_path):
     again = subprocess.run([*words, "--executor", "inline"], capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 0 and "resumed at episode" in (path / "log.txt").read_text()
     status = json.loads((path / "status.json").read_text())
-    assert (status["state"], status["episode"]) == ("done", 14)
+    assert (status["state"], status["episode"]) == ("done", 62)
