@@ -115,17 +115,17 @@ def fig12(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def finger() -> list[str]:
-    path = HERE / "finger_gap.csv"
+def gaps() -> list[str]:
+    path = HERE / "planner_gap.csv"
     if not path.exists():
         return ["not run yet"]
-    returns, steps = defaultdict(list), 0
+    returns: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    columns = ("task", "horizon", "iterations", "candidates", "control_steps", "variant")
     with path.open() as file:
         for row in csv.DictReader(file):
-            returns[row["variant"]].append(float(row["return"]))
-            steps = int(row["control_steps"])
-    lines = [f"| change | return of the first {steps} steps, by seed |", "|---|---|"]
-    return lines + [f"| {name} | {', '.join(f'{r:.0f}' for r in found)} |" for name, found in returns.items()]
+            returns[tuple(row[column] for column in columns)].append(float(row["return"]))
+    lines = ["| task | H | I | J | control steps | planner | return, by seed |", "|---|---|---|---|---|---|---|"]
+    return lines + [f"| {' | '.join(key)} | {', '.join(f'{r:.0f}' for r in found)} |" for key, found in returns.items()]
 
 
 def main() -> None:
@@ -133,7 +133,7 @@ def main() -> None:
         copy(Path(sys.argv[1]))
     rows = runs()
     text = (HERE / "README.md").read_text()
-    for name, lines in (("table1", table1(rows)), ("fig12", fig12(rows)), ("finger", finger())):
+    for name, lines in (("table1", table1(rows)), ("fig12", fig12(rows)), ("gap", gaps())):
         block = f"<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- end {name} -->"
         text, count = re.subn(rf"<!-- {name} -->.*?<!-- end {name} -->", lambda _, b=block: b, text, flags=re.DOTALL)
         assert count == 1, f"README.md needs one block {name}"
