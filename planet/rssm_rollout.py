@@ -34,7 +34,7 @@ SHORT_FROM = 25_000
 """Numbers that a CPU's products must have for bfloat16 to pay: each costs 20 microseconds at least."""
 
 IN_CACHE = 50_000
-"""Numbers that a CPU's elementwise operations take at a time, to find them in its cache again."""
+"""Numbers that each thread of a CPU takes through elementwise operations at a time, to find them in its cache again."""
 
 
 def _join(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -97,7 +97,7 @@ class RSSMRollout:
         self.features = steps[1:].flatten(0, 1)[:, x : end + s]  # [1, h, s] of all steps, [H * R, ...]
         self.deter = memory(count, d, dtype=torch.float32)
         self.to_cell, self.cell = self._products([_join(parts, dtype) for parts in of_cell], memory)
-        self.some_rows = min(count, -(-IN_CACHE // d)) if on_cpu else count
+        self.some_rows = min(count, -(-IN_CACHE * torch.get_num_threads() // d)) if on_cpu else count
         self.parts = [memory(self.some_rows, d, dtype=torch.float32) for _ in range(4)]
         self.prior_input = memory(count, prior.dense.out_features + 1)
         self.to_gaussian, self.gaussian = self._products([_join(parts, dtype) for parts in of_gaussian], memory)
