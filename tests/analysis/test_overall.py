@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from synthetic_runs import make_run, returns_of
 
-from analysis import published
+from analysis import overall, published, style
 from analysis.content import Table
 from analysis.multitask import average_over_tasks, multitask_section
 from analysis.overall import learning_speed, overall_section
@@ -191,3 +191,25 @@ def test_effects_of_the_paper_are_differences_of_the_last_five_medians() -> None
     assert published.paper_effect("stochastic_elu", "cartpole_swingup") == pytest.approx(738 - 513, abs=1)
     assert published.paper_effect("kl_scale_3", "cheetah_run") is None
     assert published.paper_effect("base", "cheetah_run") is None
+
+
+def test_no_panel_of_profiles_has_two_lines_of_one_look() -> None:
+    few = {name: name for name in ("base", "stochastic", "deterministic")}
+    assert overall.told_apart(few) == [few]
+    names = (
+        "base",
+        "stochastic",
+        "multitask",
+        "deterministic",
+        "elu",
+        "drnn",
+        "random_collection",
+    )  # three pairs alike
+    many = {name: name for name in names}
+
+    groups = overall.told_apart(many)
+
+    assert all("base" in group and len(group) <= 4 for group in groups)
+    assert {name for group in groups for name in group} == set(many)
+    for group in groups:
+        assert len({style.colour(variant) for variant in group.values()}) == len(group)
