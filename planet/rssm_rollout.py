@@ -37,6 +37,23 @@ IN_CACHE = 50_000
 """Numbers that each thread of a CPU takes through elementwise operations at a time, to find them in its cache again."""
 
 
+def rows_in_cache(deter: int) -> int:
+    """Return how many rows of `deter` numbers a CPU takes through elementwise operations at a time."""
+    return -(-IN_CACHE * torch.get_num_threads() // deter)
+
+
+def envs_together(envs: int, rows: int, deter: int, device: torch.device) -> int:
+    """Return for how many of `envs` environments, a divisor, one rollout serves best.
+
+    On a GPU all; on a CPU as many as stay in the cache: large plans one after the other, small ones together, so that
+    there is something to do for all threads.
+    """
+    if device.type == "cuda":
+        return envs
+    most = max(1, rows_in_cache(deter) // rows)
+    return max(n for n in range(1, envs + 1) if envs % n == 0 and n <= most)
+
+
 def _join(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Weights [O, I] and biases [O] beside each other as one matrix [I + ... + 1 + ..., O]."""
     columns = [part.detach() if part.ndim == 2 else part.detach()[:, None] for part in parts]
@@ -53,7 +70,8 @@ class RSSMRollout:
         cell, count, device = rssm.cell, envs * rows, rssm.cell.weight_ih.device
         d, s, x, a = rssm.deter_size, rssm.stoch_size, cell.input_size, rssm.input.in_features - rssm.stoch_size
         on_cpu = device.type == "cpu"
-        dtype = torch.float32 if on_cpu and count * d < SHORT_FROM else dtype
+        # By the rows of one environment: whoever plans beside it must not change how it computes.
+        dtype = torch.float32 if on_cpu and rows * d < SHORT_FROM else dtype
         self.short, self.horizon, self.envs = dtype is not torch.float32, horizon, envs
         self.activation = ACTIVATIONS_IN_PLACE[rssm.activation]
         self.mean_only, self.min_std = rssm.mean_only, rssm.prior_head.min_std
@@ -97,7 +115,7 @@ class RSSMRollout:
         self.features = steps[1:].flatten(0, 1)[:, x : end + s]  # [1, h, s] of all steps, [H * R, ...]
         self.deter = memory(count, d, dtype=torch.float32)
         self.to_cell, self.cell = self._products([_join(parts, dtype) for parts in of_cell], memory)
-        self.some_rows = min(count, -(-IN_CACHE * torch.get_num_threads() // d)) if on_cpu else count
+        self.some_rows = min(count, rows_in_cache(d)) if on_cpu else count
         self.parts = [memory(self.some_rows, d, dtype=torch.float32) for _ in range(4)]
         self.prior_input = memory(count, prior.dense.out_features + 1)
         self.to_gaussian, self.gaussian = self._products([_join(parts, dtype) for parts in of_gaussian], memory)

@@ -23,7 +23,7 @@ from planet.drnn import DRNN
 from planet.images import image_noise, preprocess
 from planet.networks import Decoder, Encoder, RewardHead, compute_dtype, initialise
 from planet.rssm import RSSM
-from planet.rssm_rollout import RSSMRollout
+from planet.rssm_rollout import RSSMRollout, envs_together
 from planet.ssm import SSM
 from planet.transition import State, Transition, float32
 
@@ -300,10 +300,9 @@ class ReturnPredictor:
         self.model, self.state, self.samples = model, state, samples
         self._noises = noises
         envs, device = state.stoch.shape[0], state.stoch.device
-        # On a CPU one environment after the other keeps the working memory in the cache; a GPU takes all at once.
-        self.together = envs if device.type == "cuda" else 1
         self.rollout = None
         if isinstance(model.transition, RSSM):
+            self.together = envs_together(envs, rows, model.transition.deter_size, device)
             self.rollout = RSSMRollout(
                 model.transition, model.reward, envs=self.together, rows=rows, horizon=horizon,
                 dtype=compute_dtype(device),

@@ -128,13 +128,33 @@ def test_bfloat16_ranks_candidates_almost_as_float32_does() -> None:
     assert len(common) >= 90
 
 
-def test_all_environments_at_once_equal_one_after_the_other() -> None:
+def test_small_plans_of_several_environments_are_made_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+
+    assert rssm_rollout.envs_together(10, 100, 100, cpu) == 10  # the quick preset's: 1,000 rows of 100 numbers
+    assert rssm_rollout.envs_together(10, 150, 100, cpu) == 5  # 6 would do, but do not divide 10
+    assert rssm_rollout.envs_together(7, 300, 100, cpu) == 1
+    assert rssm_rollout.envs_together(10, 1000, 200, cpu) == 1  # the paper's
+    assert rssm_rollout.envs_together(10, 1000, 200, cuda) == 10
+
+
+def test_neighbours_do_not_decide_whether_products_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rssm_rollout, "SHORT_FROM", ROWS * 12 + 1)  # more than one environment has
+    model = build()
+
+    assert not rollout_of(model, torch.bfloat16).short
+
+
+def test_all_environments_at_once_equal_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build()
     state, _ = state_of(model)
     generators = [seeded(n) for n in range(ENVS)]
     actions, _ = inputs(model)
 
+    monkeypatch.setattr(rssm_rollout, "IN_CACHE", ROWS * 12 // torch.get_num_threads())  # of one environment
     predictor = model.return_predictor(state, candidates=ROWS, horizon=HORIZON, generators=generators)
+    assert predictor.together == 1
     one_by_one = predictor(actions)
     at_once = roll(rollout_of(model), state, actions, predictor.noise)
 
