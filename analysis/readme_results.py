@@ -17,7 +17,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy.stats import mannwhitneyu
 
 from analysis import published, style
 from analysis.curves import against_paper, learning_curves
@@ -29,7 +31,13 @@ from analysis.runs import TASKS, Results, Run, load, sort_tasks
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 FIGURES = "results/figures"
+RANDOM = "results/random_policy.csv"
 PAPER_SEEDS = 5
+ABLATIONS_NOTE = (
+    "Thin steps: the paper's medians, in the same colours. Sizes of planner and network are the preset's, so random "
+    "shooting takes the best of the preset's candidates (the paper's: of 1,000); `deterministic` trains its prior, the "
+    "published flags do not (`deterministic_official`)."
+)
 MIN_EPISODES = 60
 """Curves shorter than this are drawn over this many episodes: the paper's first point is the mean of its first 53."""
 
@@ -60,7 +68,9 @@ def read(root: Path) -> Block:
     # Presets with an agent that learned come first, those with most of it in front.
     parts.sort(key=lambda part: -len(learned(part)))
     drawn = [figures_of(part) for part in parts]
-    texts = [text for part, figures in zip(parts, drawn, strict=True) for text in part_text(part, figures)]
+    table = root / RANDOM
+    chance = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["task", "env_seed", "return"])
+    texts = [text for part, figures in zip(parts, drawn, strict=True) for text in part_text(part, figures, chance)]
     return Block("\n\n".join([*texts, how(parts)]), [figure for figures in drawn for figure in figures])
 
 
@@ -139,8 +149,8 @@ def _figure(
 # ----------------------------------------------------------------------------------------------------------- text
 
 
-def part_text(part: Results, figures: Sequence[Figure]) -> list[str]:
-    """Return the paragraphs of one preset."""
+def part_text(part: Results, figures: Sequence[Figure], chance: pd.DataFrame) -> list[str]:
+    """Return the paragraphs of one preset. chance: what random actions earn (results/random_policy.py)."""
     preset = part.presets[0]
     texts = []
     for figure in figures:
@@ -153,13 +163,18 @@ def part_text(part: Results, figures: Sequence[Figure]) -> list[str]:
                 + ("" if preset == "paper" else " The preset's sizes are smaller than the paper's.")
             )
         else:
-            texts.append("Thin steps: the paper's medians of the same designs, in the same colours.")
+            texts.append(ABLATIONS_NOTE)
     if rows := score_rows(part):
         texts.append(markdown(rows))
         texts.append(
-            "Return: mean over the seeds' last evaluation (10 fresh episodes each), in brackets the lowest and highest "
-            "episode. Paper: median [5 %, 95 %] of its episodes at that many collected episodes. Hours: of one run."
+            "Return: median [5 %, 95 %] of the episodes of the last evaluation that any seed reached (10 fresh episodes "
+            "of each seed that did). Paper: the same of its episodes at that many collected episodes. Hours: mean of "
+            "those runs; processor: of the process from its first episode on, all its starts together."
         )
+    if rows := chance_rows(part, chance):
+        texts.append("Each run's last evaluation beside random actions from the same start states:")
+        texts.append(markdown(rows))
+        texts.append("p: of Mann and Whitney's one-sided rank test. The rule of the last column is the stricter one.")
     if rows := simulator_rows(part):
         texts.append("The planner alone, with the true simulator in place of a learned model (the paper's Table 1):")
         texts.append(markdown(rows))
@@ -170,6 +185,7 @@ def part_text(part: Results, figures: Sequence[Figure]) -> list[str]:
 def score_rows(part: Results) -> list[dict[str, str]]:
     """Return one row per series and task: where its seeds stand after the last evaluation that any of them had."""
     evals = learned(part)
+    seeds = evals.groupby(["series", "task"], observed=True)["seed"].nunique()
     rows = []
     groups = evals.groupby(["series", "variant", "task"], sort=False, observed=True)
     for (series, variant, task), group in sorted(groups, key=_row_order):
@@ -179,13 +195,14 @@ def score_rows(part: Results) -> list[dict[str, str]]:
             run for run in part.runs if run.series == series and run.seed in set(last["seed"]) and task in run.tasks
         ]
         each = last.groupby("seed")["return"].mean()
-        returns = last["return"]
+        all_seeds = int(seeds[series, task])
         rows.append(
             {
                 "task": task_label(str(task)),
                 "agent": series_label(str(series)),
                 "episodes": str(point),
-                "return": f"**{returns.mean():.0f}** ({returns.min():.0f}–{returns.max():.0f})",
+                "seeds": f"{len(each)} of {all_seeds}" if len(each) < all_seeds else str(all_seeds),
+                "return": _band(last["return"], bold=True),
                 "mean of each seed": ", ".join(f"{value:.0f}" for value in each),
                 "paper": _paper(str(variant), str(task), point, last),
                 "hours: wall": f"{last.groupby('seed')['hours'].max().mean():.1f}",
@@ -196,8 +213,40 @@ def score_rows(part: Results) -> list[dict[str, str]]:
     return rows
 
 
-def _row_order(item: tuple[tuple[str, str, str], pd.DataFrame]) -> tuple[object, ...]:
-    (series, variant, task), _ = item
+def chance_rows(part: Results, chance: pd.DataFrame) -> list[dict[str, str]]:
+    """Return one row per run of `base`: its last evaluation and random actions from that evaluation's start states."""
+    evals = learned(part)
+    rows = []
+    groups = evals[evals["variant"] == "base"].groupby(["series", "variant", "task", "seed"], sort=False, observed=True)
+    for (series, _, task, seed), group in sorted(groups, key=lambda item: (_row_order(item), item[0][3])):
+        last = group[group["episode"] == group["episode"].max()]
+        random = chance[(chance["task"] == task) & chance["env_seed"].isin(last["env_seed"])]["return"]
+        if len(random) < len(last):
+            continue
+        ours, theirs = np.percentile(last["return"], 5), np.percentile(random, 95)
+        ties = pd.concat([last["return"], random]).duplicated().any()
+        p = mannwhitneyu(last["return"], random, alternative="greater", method="asymptotic" if ties else "exact").pvalue
+        rows.append(
+            {
+                "task": task_label(str(task)),
+                "agent": f"{series_label(str(series))}, seed {seed}",
+                "episodes": str(int(last["episode"].iloc[0])),
+                "return": _band(last["return"]),
+                "random": _band(random),
+                "p": f"{p:.0e}",
+                "5 % above random's 95 %": "yes" if ours > theirs else "no",
+            }
+        )
+    return rows
+
+
+def _band(returns: pd.Series, *, bold: bool = False) -> str:
+    low, middle, high = np.percentile(returns, [5, 50, 95])
+    return f"**{middle:.0f}** [{low:.0f}, {high:.0f}]" if bold else f"{middle:.0f} [{low:.0f}, {high:.0f}]"
+
+
+def _row_order(item: tuple[tuple[str, ...], pd.DataFrame]) -> tuple[object, ...]:
+    series, variant, task = item[0][:3]
     return variant != "base", variant, sort_tasks([*TASKS, task]).index(task), series
 
 
@@ -281,15 +330,19 @@ def missing(part: Results) -> str:
         seeds = base.groupby("task")["seed"].nunique()
         if (seeds < PAPER_SEEDS).any():
             counts = Counter(int(n) for n in seeds)
-            each = " and ".join(
-                f"{n} on {_tasks([t for t in sort_tasks(seeds.index) if seeds[t] == n])}" for n in sorted(counts)
+            each = ", ".join(
+                f"{n} on {_tasks([t for t in sort_tasks(seeds.index) if seeds[t] == n], 'and')}" for n in sorted(counts)
             )
             said.append(f"seeds (the paper has {PAPER_SEEDS}; here {each})")
+        ablations = [name for figure in ("fig4", "fig5") for name in sorted(published.FIGURES[figure].own - {"base"})]
+        if left := [name for name in ablations if name not in set(learned(part)["variant"])]:
+            said.append(f"of the ablations of Figures 4 and 5 {', '.join(f'`{name}`' for name in left)}")
     elif preset == "paper":
         said.append("PlaNet itself at the paper's sizes, on any task")
     paragraphs = [f"**Missing with the `{preset}` preset:** {'; '.join(said) or 'nothing'}."]
     notes = [note for run in part.runs if (note := _note(run))]
-    notes += [f"{p.where}: {p.text}" for p in part.problems if p.kind in ("unusable", "duplicate", "split", "torn")]
+    told = ("unusable", "duplicate", "split", "torn", "short")
+    notes += [f"{p.where}: {p.text}" for p in part.problems if p.kind in told]
     paragraphs += [f"- {note}" for note in dict.fromkeys(notes)]
     return "\n".join([paragraphs[0], "", *paragraphs[1:]]).rstrip()
 
@@ -301,17 +354,23 @@ def _note(run: Run) -> str:
     if state == "failed":
         said.append(f"failed at {run.status.get('episode')} of {run.episodes_total} episodes")
     elif state != "done":
-        said.append(f"ended at {run.status.get('episode') or 0} of {run.episodes_total} episodes")
+        evals = run.evals()
+        point = evals["episode"].max()
+        mean = evals.loc[evals["episode"] == point, "return"].mean()
+        score = f" (evaluation after {point}: mean {mean:.0f})" if len(evals) else ""
+        said.append(f"ended at {run.status.get('episode') or 0} of {run.episodes_total} episodes{score}")
+    if len(run.commits) > 1:
+        said.append(f"was begun with the code of {' and went on with that of '.join(c[:7] for c, _ in run.commits)}")
     if run.code:
         said.append(f"made with {run.code}")
     return f"`{run.preset}/{run.name}` {', '.join(said)}" if said else ""
 
 
-def _tasks(tasks: Sequence[str]) -> str:
+def _tasks(tasks: Sequence[str], joined: str = "or") -> str:
     names = [task_label(task).lower() for task in tasks]
     if len(names) == len(TASKS):
-        return "any task"
-    return ", ".join(names[:-1]) + f" or {names[-1]}" if len(names) > 1 else names[0]
+        return "any task" if joined == "or" else "each task"
+    return ", ".join(names[:-1]) + f" {joined} {names[-1]}" if len(names) > 1 else names[0]
 
 
 def how(parts: Sequence[Results]) -> str:

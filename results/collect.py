@@ -3,7 +3,9 @@
     python results/collect.py RUNS [PRESET]
 
 Checkpoints, replay and leases stay behind; from run.json's command lines the folders are left out. A run whose `--set`
-keys have become the preset's own since is filed as `base`: its configuration is the same, key by key.
+keys have become the preset's own since is filed as `base`: its configuration is the same, key by key. What results/ had
+of a run is replaced whole; an exported agent (weights.pt) stays while the run has made no update since. Runs that are
+under way, and two runs of one name, are refused before anything is copied.
 """
 
 from __future__ import annotations
@@ -34,21 +36,52 @@ def variant_of(run: RunDir, preset: str, variant: str, task: str, seed: int) -> 
     return "base" if same else variant
 
 
-def collect(runs: Path, preset: str) -> None:
+def sources(runs: Path, preset: str) -> dict[Path, Path]:
+    """Return by target, relative to results/, the run directories to copy.
+
+    Raises:
+        ValueError: a run is under way, or two would become one.
+    """
+    found: dict[Path, Path] = {}
     for source in sorted((runs / preset).glob("*/*/seed_*")):
         variant, task, name = source.parts[-3:]
-        variant = variant_of(RunDir.open(source), preset, variant, task, int(name.removeprefix("seed_")))
-        target = HERE / preset / variant / task / name
+        run = RunDir.open(source)
+        if (state := (run.status() or {}).get("state")) not in ("done", "stopped", "failed"):
+            raise ValueError(f"{source} is {state or 'new'}; stop it first, or wait until it is done")
+        target = Path(preset, variant_of(run, preset, variant, task, int(name.removeprefix("seed_"))), task, name)
+        if target in found:
+            raise ValueError(f"{source} and {found[target]} have one configuration; leave one of them out")
+        found[target] = source
+    return found
+
+
+def clear(target: Path, source: Path) -> None:
+    """Empty what an earlier state of the run left."""
+    weights = target / "weights.pt"
+    before, now = (read_json(path / "status.json") or {} for path in (target, source))
+    kept = weights.read_bytes() if weights.exists() and before.get("updates") == now.get("updates") else None
+    if weights.exists() and kept is None:
+        print(f"{weights}: the run went on, so this older agent is removed")
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    if kept is not None:
+        weights.write_bytes(kept)
+
+
+def collect(runs: Path, preset: str) -> None:
+    for relative, source in sources(runs, preset).items():
+        target = HERE / relative
+        clear(target, source)
         strips = sorted((source / "strips").glob("*.png"))
-        chosen = [source / file for file in FILES] + strips[len(strips) // 2 :: max(1, len(strips) // 2)]
-        chosen += sorted((source / "predictions").glob("strip_*_0.png"))
+        chosen = [source / file for file in FILES] + strips[-1:] + strips[len(strips) // 2 : len(strips) // 2 + 1]
+        chosen += sorted((source / "predictions").glob("strip_*_0.png")) + sorted((source / "patches").glob("*"))
         for path in chosen:
             if path.exists():
                 copy = target / path.relative_to(source)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, copy)
         record = read_json(source / "run.json") or {}
-        record["variant"] = variant
+        record["variant"] = relative.parts[1]
         for entry in (record, *record["starts"]):
             entry["argv"] = [argument.rsplit("/", 1)[-1] for argument in entry["argv"]]
         (target / "run.json").write_text(json.dumps(record, indent=1) + "\n")

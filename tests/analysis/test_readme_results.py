@@ -21,6 +21,11 @@ def returns(episode: int, seed: int) -> list[float]:
     return [100.0 * seed + episode + k for k in range(10)]
 
 
+def env_seeds(run: Path, episode: int) -> list[int]:
+    rows = [json.loads(line) for line in (run / "episodes.jsonl").read_text().splitlines()]
+    return [row["env_seed"] for row in rows if row["kind"] == "eval" and row["episode"] == episode]
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A repository's README and results: three seeds on cartpole, a stopped cheetah run, an ablation, the simulator."""
@@ -31,6 +36,8 @@ def root(tmp_path: Path) -> Path:
         make_run(runs, task="cartpole_swingup", seed=seed, **common)  # type: ignore[arg-type]
     make_run(runs, task="cheetah_run", until=80, state="stopped", **common)  # type: ignore[arg-type]
     make_run(runs, task="cartpole_swingup", variant="stochastic", seed=1, **common)  # type: ignore[arg-type]
+    rows = [f"cheetah_run,{seed},{k}" for k, seed in enumerate(env_seeds(runs / "quick/base/cheetah_run/seed_0", 65))]
+    (runs / "random_policy.csv").write_text("\n".join(["task,env_seed,return", *rows]) + "\n")
     make_run(runs, variant="true_simulator", task="walker_walk", returns=lambda episode, seed: [990.0])
     return tmp_path
 
@@ -53,7 +60,8 @@ def test_a_row_equals_a_direct_computation(root: Path) -> None:
 
     last = np.array([returns(205, seed) for seed in range(3)])
     row = next(line for line in text.splitlines() if line.startswith("| Cartpole swingup | PlaNet | 205 |"))
-    assert f"**{last.mean():.0f}** ({last.min():.0f}–{last.max():.0f})" in row
+    low, middle, high = np.percentile(last, [5, 50, 95])
+    assert f"| 3 | **{middle:.0f}** [{low:.0f}, {high:.0f}] |" in row
     assert ", ".join(f"{mean:.0f}" for mean in last.mean(axis=1)) in row
     assert "| 652 [466, 805] |" in row  # the paper's bin from 162.9 episodes: analysis/reference/fig4_model_designs.csv
     wall = np.mean([36.0 * 205 + seed for seed in range(3)]) / 3600
@@ -66,12 +74,31 @@ def test_what_is_missing_is_said(root: Path) -> None:
     text = read(root).text
 
     assert "PlaNet on reacher easy, finger spin, cup catch or walker walk" in text
-    assert "here 1 on cheetah run and 3 on cartpole swingup" in text
-    assert "`quick/base/cheetah_run/seed_0` ended at 80 of 205 episodes" in text
+    assert "here 1 on cheetah run, 3 on cartpole swingup" in text
+    assert "ablations of Figures 4 and 5 `deterministic`, `deterministic_official`, `random_collection`" in text
+    assert "`quick/base/cheetah_run/seed_0` ended at 80 of 205 episodes (evaluation after 65: mean 70)" in text
     assert "PlaNet itself at the paper's sizes, on any task" in text
     status = root / "results/quick/stochastic/cartpole_swingup/seed_1/status.json"
     status.write_text(json.dumps({**json.loads(status.read_text()), "state": "failed", "episode": 30}))
     assert "`quick/stochastic/cartpole_swingup/seed_1` failed at 30 of 205 episodes" in read(root).text
+
+
+def test_seeds_that_did_not_get_as_far_are_counted(root: Path) -> None:
+    make_run(root / "results", preset="quick", task="cartpole_swingup", seed=3, until=120, state="stopped",
+             returns=returns)  # fmt: skip
+
+    text = read(root).text
+
+    assert "| Cartpole swingup | PlaNet | 205 | 3 of 4 | " in text
+    assert "`quick/base/cartpole_swingup/seed_3` ended at 120 of 205 episodes (evaluation after 105: mean 410)" in text
+
+
+def test_a_run_is_held_against_random_actions_from_its_own_start_states(root: Path) -> None:
+    text = read(root).text
+
+    # 65..74 against 0..9: Mann and Whitney's exact p is 1 of the 184,756 ways to divide twenty
+    assert "| Cheetah run | PlaNet, seed 0 | 65 | 70 [65, 74] | 4 [0, 9] | 5e-06 | yes |" in text
+    assert "| Cartpole swingup | PlaNet, seed 0 |" not in text  # no random episodes from its start states
 
 
 def test_a_run_that_goes_or_comes_changes_block_and_data(root: Path) -> None:
