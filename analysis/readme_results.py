@@ -167,7 +167,7 @@ def part_text(part: Results, figures: Sequence[Figure], chance: pd.DataFrame) ->
     if rows := score_rows(part):
         texts.append(markdown(rows))
         texts.append(
-            "Return: median [5 %, 95 %] of the episodes of the last evaluation that any seed reached (10 fresh episodes "
+            "Return: median [5 %, 95 %] of the last evaluation that any seed reached (10 fresh episodes "
             "of each seed that did). Paper: the same of its episodes at that many collected episodes. Hours: mean of "
             "those runs; processor: of the process from its first episode on, all its starts together."
         )
