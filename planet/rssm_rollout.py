@@ -74,7 +74,11 @@ class RSSMRollout:
         dtype = torch.float32 if on_cpu and rows * d < SHORT_FROM else dtype
         self.short, self.horizon, self.envs = dtype is not torch.float32, horizon, envs
         self.activation = ACTIVATIONS_IN_PLACE[rssm.activation]
-        self.mean_only, self.min_std = rssm.mean_only, rssm.prior_head.min_std
+        self.mean_only, self.min_std, self.fixed_std = (
+            rssm.mean_only,
+            rssm.prior_head.min_std,
+            rssm.prior_head.fixed_std,
+        )
 
         # The matrices, their rows in the order of the slices that they multiply.
         w = rssm.input.weight
@@ -176,7 +180,11 @@ class RSSMRollout:
         for matrix, memory in self.to_gaussian:
             torch.mm(self.prior_input, matrix, out=memory)
         mean, raw = (part.float() for part in self.gaussian)  # a copy where they are slices
-        return mean if self.mean_only else torch.addcmul(mean, F.softplus(raw).add_(self.min_std), noise)
+        if self.mean_only:
+            return mean
+        if self.fixed_std:
+            return mean.add(noise, alpha=self.fixed_std)
+        return torch.addcmul(mean, F.softplus(raw).add_(self.min_std), noise)
 
     def _reward(self, features: Tensor) -> Tensor:
         """Mean rewards [r] of features [r, 1 + D + S]."""

@@ -92,6 +92,8 @@ def draw(model: WorldModel, head: GaussianHead, inputs: Tensor, h: Tensor, noise
     size = rssm.stoch_size
     output = F.linear(hidden, head.output.weight, head.output.bias)
     mean, std = output[:, :size], F.softplus(output[:, size:]) + head.min_std
+    if head.fixed_std:
+        std = torch.full_like(mean, head.fixed_std)
     return Latent(h, mean if rssm.mean_only else mean + std * noise, mean, std)
 
 

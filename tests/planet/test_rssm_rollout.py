@@ -59,7 +59,15 @@ def roll(rollout: RSSMRollout, state: State, actions: Tensor, noise: Tensor) -> 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, PAPER, {"activation": "elu"}, {"mean_only": True}, {"reward_layers": 1}, {"reward_layers": 3}],
+    [
+        {},
+        PAPER,
+        {"activation": "elu"},
+        {"mean_only": True},
+        {"fixed_std": 0.7},
+        {"reward_layers": 1},
+        {"reward_layers": 3},
+    ],
     ids=str,
 )
 def test_returns_equal_the_plain_loop(changes: dict[str, Any]) -> None:
