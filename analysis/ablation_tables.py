@@ -152,7 +152,7 @@ def _effect(
     return Effect(
         series, variant, against, task, int(episode), episode == last, tuple(differences), tuple(s for s, _ in at),
         max(results.seeds_expected(variant, task), len(at)), interval,
-        published.paper_effect(variant, task) if comparable else None,
+        published.paper_effect(variant, task, int(episode)) if comparable else None,
     )  # fmt: skip
 
 
@@ -181,7 +181,8 @@ def with_interval(interval: Interval) -> str:
 READ = (
     "Effect: mean over seeds of (variant − partner) in return, paired by seed, each run by the mean of its evaluation "
     f"episodes; [95 % percentile bootstrap over pairs, stratified by task, {aggregate.RESAMPLES:,} resamples]. With "
-    "five pairs such an interval is somewhat too narrow. Paper: difference of the two curves' last five medians. "
+    "five pairs such an interval is somewhat too narrow. Paper: difference of the two curves' medians at that many "
+    "episodes; at their end, of their last five. "
     f"Verdict: <em>agrees</em> if our interval and the paper's number point the same way (under {MARGIN:.0f} counts "
     f"as no difference); <em>not enough runs</em> below {MIN_PAIRS} pairs per task, or if the interval holds 0 and "
     f"reaches beyond ±{WIDE:.0f}. No correction for looking at many variants."

@@ -135,19 +135,45 @@ COMPARED_WITH = {"stochastic_elu": "stochastic", "drnn_overshooting": "drnn"}
 """Variants whose question is about another variant than base."""
 
 
-def paper_effect(variant: str, task: str) -> float | None:
-    """Return what the paper's curves say a variant changes in the end: the difference of their final levels."""
+NOT_IN_PAPER = {"deterministic"}
+"""Variants drawn beside a curve of the paper that they do not repeat: it trains its prior, the paper's does not."""
+
+LAST = 5
+"""Medians that make a curve's final level."""
+
+
+def paper_effect(variant: str, task: str, episode: int) -> float | None:
+    """Return what the paper's curves say a variant has changed after `episode` collected episodes.
+
+    In the curves' last five bins (and after them) the difference of their final levels, before that of the two medians
+    in the bin of `episode`; None where the paper has no curve, or none there.
+    """
     against = COMPARED_WITH.get(variant, "base")
+    if variant == "base" or variant in NOT_IN_PAPER:
+        return None
     for name, figure in FIGURES.items():
-        if variant in figure.own and variant != "base":
-            ours = final_level(name, figure.curves[variant], task)
-            other = final_level(name, figure.curves[against], task)
+        if variant in figure.own:
+            ours = level_at(name, figure.curves[variant], task, episode)
+            other = level_at(name, figure.curves[against], task, episode)
             return None if ours is None or other is None else ours - other
     return None
 
 
+def level_at(figure: str, label: str, task: str, episode: int) -> float | None:
+    """Return a curve's median in the bin of `episode`, its final level in the last five bins; None if not there."""
+    rows = _rows(figure, label, task)
+    if len(rows) and episode >= rows["left"].iloc[-LAST:].iloc[0]:
+        return final_level(figure, label, task)
+    at = rows.loc[rows["bin"] == bin_of(episode), "median"]
+    return float(at.iloc[0]) if len(at) else None
+
+
 def final_level(figure: str, label: str, task: str) -> float | None:
     """Return the mean of a curve's last five medians: what the paper's ablation ends at; None if it is not there."""
+    rows = _rows(figure, label, task)
+    return float(rows["median"].tail(LAST).mean()) if len(rows) else None
+
+
+def _rows(figure: str, label: str, task: str) -> pd.DataFrame:
     data = curves(figure)
-    rows = data[(data["label"] == label) & (data["task"] == task)].sort_values("bin")
-    return float(rows["median"].tail(5).mean()) if len(rows) else None
+    return data[(data["label"] == label) & (data["task"] == task)].sort_values("bin")

@@ -254,7 +254,12 @@ def _paper(variant: str, task: str, episode: int, rows: pd.DataFrame) -> str:
     """Return the paper's median and percentiles of a design at an episode count, "–" where it has none."""
     name = next((name for name, figure in published.FIGURES.items() if variant in figure.own), None)
     index = published.bin_of(episode)
-    if name is None or index is None or not (rows["max_return"] == published.MAX_RETURN).all():
+    if (
+        name is None
+        or index is None
+        or variant in published.NOT_IN_PAPER
+        or not (rows["max_return"] == published.MAX_RETURN).all()
+    ):
         return "–"
     curve = published.curves(name)
     label = published.FIGURES[name].curves[variant]

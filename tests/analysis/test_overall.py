@@ -186,11 +186,23 @@ def test_the_papers_bins_are_left_edges(tmp_path: Path) -> None:
 
 
 def test_effects_of_the_paper_are_differences_of_the_last_five_medians() -> None:
-    assert published.paper_effect("stochastic", "cup_catch") == pytest.approx(924 - 952, abs=1)
-    assert published.paper_effect("drnn_overshooting", "cup_catch") == pytest.approx(920, abs=1)
-    assert published.paper_effect("stochastic_elu", "cartpole_swingup") == pytest.approx(738 - 513, abs=1)
-    assert published.paper_effect("kl_scale_3", "cheetah_run") is None
-    assert published.paper_effect("base", "cheetah_run") is None
+    assert published.paper_effect("stochastic", "cup_catch", 1005) == pytest.approx(924 - 952, abs=1)
+    assert published.paper_effect("drnn_overshooting", "cup_catch", 1005) == pytest.approx(920, abs=1)
+    assert published.paper_effect("stochastic_elu", "cartpole_swingup", 800) == pytest.approx(738 - 513, abs=1)
+    assert published.paper_effect("kl_scale_3", "cheetah_run", 1005) is None
+    assert published.paper_effect("base", "cheetah_run", 1005) is None
+    assert published.paper_effect("deterministic", "cheetah_run", 1005) is None  # the paper's trains no prior
+    assert published.paper_effect("deterministic_official", "cheetah_run", 1005) == pytest.approx(-627, abs=1)
+
+
+def test_a_young_runs_effect_stands_beside_the_papers_at_its_age() -> None:
+    # swingup's bin from 162.9 episodes: SSM 272.0, PlaNet 652.4
+    assert published.paper_effect("stochastic", "cartpole_swingup", 205) == pytest.approx(272.0 - 652.4)
+    assert published.paper_effect("stochastic", "cartpole_swingup", 4) is None
+    at_end = published.paper_effect("stochastic", "cartpole_swingup", 1005)
+    left = sorted(published.curves("fig4")["left"].unique())[-5]
+    assert published.paper_effect("stochastic", "cartpole_swingup", int(left) + 1) == at_end
+    assert published.paper_effect("stochastic", "cartpole_swingup", int(left) - 1) != at_end
 
 
 def test_no_panel_of_profiles_has_two_lines_of_one_look() -> None:
