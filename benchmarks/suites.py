@@ -102,7 +102,7 @@ SUITES: dict[str, Suite] = {
             title="Figure 12: planner settings with the true simulator",
             tasks=("cheetah_run",),
             variants=("true_simulator",),
-            # 16 hours of a processor core per seed in all.
+            # 28 hours of a processor core per seed in all (benchmarks/cost.py).
             changes=tuple(
                 dict(zip(FIG12_GRID, values, strict=True)) for values in itertools.product(*FIG12_GRID.values())
             ),
