@@ -167,7 +167,8 @@ def expand(
             variant = _variant(cell.variant)
             merged = {**cell.changes, **(changes or {})}
             config = presets.resolve(cell.task, preset=preset, ablation=variant.overrides, changes=merged)
-            base = _base(cell.task, preset)
+            base = _unchanged("base", cell.task, preset)
+            unchanged = _unchanged(cell.variant, cell.task, preset)
         except (KeyError, ValueError, FileNotFoundError) as error:
             problems.setdefault(str(error.args[0]), []).append(f"{cell.variant} on {cell.task}")
             continue
@@ -180,7 +181,11 @@ def expand(
         identity = identity_hash(config)
         # One agent for all tasks is a variant by its task alone; base means one agent per task.
         is_base = not variant.task and identity == identity_hash(base)
-        variant_of_run, question = ("base", variants.BASE.question) if is_base else (name, variant.question)
+        if is_base:
+            variant_of_run, question = "base", variants.BASE.question
+        else:  # changes that say in other words what the variant says make no other run
+            same_as_variant = identity == identity_hash(unchanged)
+            variant_of_run, question = variant.name if same_as_variant else name, variant.question
         for seed in seeds:
             run = planned.get((identity, seed))
             if run is None:
@@ -213,8 +218,9 @@ def _variant(name: str) -> Variant:
 
 
 @functools.cache
-def _base(task: str, preset: str) -> Config:
-    return presets.resolve(task, preset=preset)
+def _unchanged(variant: str, task: str, preset: str) -> Config:
+    """Return a variant's configuration without further changes."""
+    return presets.resolve(task, preset=preset, ablation=_variant(variant).overrides)
 
 
 def examine(

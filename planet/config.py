@@ -448,6 +448,12 @@ def load(path: Path) -> Config:
 
 
 def identity_hash(config: Config) -> str:
-    """Return the hash that tells two configurations apart: 16 hex digits over all keys but `NOT_IDENTITY`."""
+    """Return the hash that tells two configurations apart: 16 hex digits over all keys but `NOT_IDENTITY`.
+
+    A number of elites is the same whether it is given as such or as a fraction of the candidates.
+    """
+    if config.planner.elite_fraction:
+        planner = dataclasses.replace(config.planner, elites=config.planner.num_elites, elite_fraction=0.0)
+        config = dataclasses.replace(config, planner=planner)
     identity = {key: value for key, value in flatten(config).items() if key not in NOT_IDENTITY}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

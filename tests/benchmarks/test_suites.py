@@ -76,6 +76,17 @@ def test_fig12_is_the_papers_grid() -> None:
     assert ours == paper and len(paper) == 320
 
 
+def test_the_papers_setting_is_one_run_in_table_1_and_figure_12(tmp_path: Path) -> None:
+    plans = [
+        expand(suites.load(name).cells(), [0], preset="paper", runs=tmp_path, suite=name)
+        for name in ("table1", "fig12")
+    ]
+
+    table1, fig12 = ({run.path for run in each.runs} for each in plans)
+    assert table1 & fig12 == {tmp_path / "paper/true_simulator/cheetah_run/seed_0"}
+    assert len(fig12) == 320
+
+
 def test_an_unknown_suite_gets_the_nearest() -> None:
     with pytest.raises(KeyError, match="perhaps fig12"):
         suites.load("fig_12")

@@ -144,3 +144,12 @@ def test_configuration_imports_neither_torch_nor_a_simulator():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"
+
+
+def test_a_number_of_elites_is_one_identity_however_it_is_said() -> None:
+    as_number = resolve("cheetah_run", changes={"planner.elites": 100})
+    as_fraction = resolve("cheetah_run", changes={"planner.elite_fraction": 0.1})
+
+    assert identity_hash(as_number) == identity_hash(as_fraction)
+    other = resolve("cheetah_run", changes={"planner.elite_fraction": 0.05})
+    assert identity_hash(other) != identity_hash(as_number)
