@@ -58,14 +58,14 @@ def test_the_readme_says_what_results_say() -> None:
 def test_a_row_equals_a_direct_computation(root: Path) -> None:
     text = read(root).text
 
-    last = np.array([returns(205, seed) for seed in range(3)])
-    row = next(line for line in text.splitlines() if line.startswith("| Cartpole swingup | PlaNet | 205 |"))
+    last = np.array([returns(325, seed) for seed in range(3)])
+    row = next(line for line in text.splitlines() if line.startswith("| Cartpole swingup | PlaNet | 325 |"))
     low, middle, high = np.percentile(last, [5, 50, 95])
     assert f"| 3 | **{middle:.0f}** [{low:.0f}, {high:.0f}] |" in row
     assert ", ".join(f"{mean:.0f}" for mean in last.mean(axis=1)) in row
-    assert "| 652 [466, 805] |" in row  # the paper's bin from 162.9 episodes: analysis/reference/fig4_model_designs.csv
-    wall = np.mean([36.0 * 205 + seed for seed in range(3)]) / 3600
-    cpu = np.mean([(36.0 * 200 + seed) * 1.9 for seed in range(3)]) / 3600  # metrics stand at every tenth episode
+    assert "| 779 [667, 848] |" in row  # the paper's bin from 320.8 episodes: analysis/reference/fig4_model_designs.csv
+    wall = np.mean([36.0 * 325 + seed for seed in range(3)]) / 3600
+    cpu = np.mean([(36.0 * 320 + seed) * 1.9 for seed in range(3)]) / 3600  # metrics stand at every tenth episode
     assert f"| {wall:.1f} | {cpu:.1f} | Test processor, 1 of " in row
     assert "| Walker walk | **990** | 1 | 994 |" in text
 
@@ -76,11 +76,11 @@ def test_what_is_missing_is_said(root: Path) -> None:
     assert "PlaNet on reacher easy, finger spin, cup catch or walker walk" in text
     assert "here 1 on cheetah run, 3 on cartpole swingup" in text
     assert "ablations of Figures 4 and 5 `deterministic`, `deterministic_official`, `random_collection`" in text
-    assert "`quick/base/cheetah_run/seed_0` ended at 80 of 205 episodes (evaluation after 65: mean 70)" in text
+    assert "`quick/base/cheetah_run/seed_0` ended at 80 of 325 episodes (evaluation after 65: mean 70)" in text
     assert "PlaNet itself at the paper's sizes, on any task" in text
     status = root / "results/quick/stochastic/cartpole_swingup/seed_1/status.json"
     status.write_text(json.dumps({**json.loads(status.read_text()), "state": "failed", "episode": 30}))
-    assert "`quick/stochastic/cartpole_swingup/seed_1` failed at 30 of 205 episodes" in read(root).text
+    assert "`quick/stochastic/cartpole_swingup/seed_1` failed at 30 of 325 episodes" in read(root).text
 
 
 def test_seeds_that_did_not_get_as_far_are_counted(root: Path) -> None:
@@ -89,8 +89,8 @@ def test_seeds_that_did_not_get_as_far_are_counted(root: Path) -> None:
 
     text = read(root).text
 
-    assert "| Cartpole swingup | PlaNet | 205 | 3 of 4 | " in text
-    assert "`quick/base/cartpole_swingup/seed_3` ended at 120 of 205 episodes (evaluation after 105: mean 410)" in text
+    assert "| Cartpole swingup | PlaNet | 325 | 3 of 4 | " in text
+    assert "`quick/base/cartpole_swingup/seed_3` ended at 120 of 325 episodes (evaluation after 105: mean 410)" in text
 
 
 def test_a_run_is_held_against_random_actions_from_its_own_start_states(root: Path) -> None:
