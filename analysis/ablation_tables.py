@@ -53,6 +53,8 @@ class Effect:
     expected: int
     interval: Interval
     paper: float | None
+    changed: tuple[str, ...]
+    """What these runs hold that their partners do not: `planner.candidates 100 → 300`. Presets decide both values."""
 
     @property
     def verdict(self) -> str:
@@ -129,6 +131,16 @@ def effects(results: Results) -> tuple[list[Effect], list[tuple[str, str]]]:
     return found, apart
 
 
+def changed_settings(run: Run, partner: Run) -> tuple[str, ...]:
+    """Return every setting in which a run differs from its partner, with both values."""
+    ours, theirs = run.settings(), partner.settings()
+    return tuple(
+        f"{key} {theirs.get(key, 'absent')} → {ours.get(key, 'absent')}"
+        for key in sorted({*ours, *theirs})
+        if ours.get(key) != theirs.get(key) and "." in key
+    )
+
+
 def _means(run: Run, task: str) -> dict[int, float]:
     evals = run.evals()
     return evals[evals["task"] == task].groupby("episode")["return"].mean().to_dict()
@@ -153,6 +165,7 @@ def _effect(
         series, variant, against, task, int(episode), episode == last, tuple(differences), tuple(s for s, _ in at),
         max(results.seeds_expected(variant, task), len(at)), interval,
         published.paper_effect(variant, task, int(episode)) if comparable else None,
+        changed_settings(*pairs[0]),
     )  # fmt: skip
 
 
@@ -218,6 +231,7 @@ def claims_table(found: Sequence[Effect]) -> Table:
             {
                 "variant": series_label(series) + against,
                 "question": question.question if question else "",
+                "changed": ", ".join(own[0].changed),
                 "the paper": (f"{question.figure}: {question.claim}" if question and question.claim else "no claim"),
                 "effect": with_interval(interval) + when,
                 "paper's": "–" if paper is None else signed(paper),
@@ -235,11 +249,12 @@ def claims_table(found: Sequence[Effect]) -> Table:
                 "final": not when, "verdict": verdict,
             }
         )  # fmt: skip
-    for text in ("variant", "question", "the paper", "pairs"):
-        classes |= {(i, text): "wrap long" if text in ("question", "the paper") else "wrap" for i in range(len(rows))}
+    for text in ("variant", "question", "changed", "the paper", "pairs"):
+        long = text in ("question", "changed", "the paper")
+        classes |= {(i, text): "wrap long" if long else "wrap" for i in range(len(rows))}
     return Table(
         "ablations", "Questions and answers", READ, pd.DataFrame(data), pd.DataFrame(rows),
-        ("variant", "question", "the paper", "pairs", "verdict"), classes=classes, html=markup, stacked=True,
+        ("variant", "question", "changed", "the paper", "pairs", "verdict"), classes=classes, html=markup, stacked=True,
     )  # fmt: skip
 
 

@@ -148,3 +148,16 @@ def test_the_multitask_agent_is_paired_with_the_separate_agent_of_each_task(tmp_
 
     assert apart == []
     assert {effect.task: effect.differences for effect in found} == {"cheetah_run": (-200.0,), "walker_walk": (-200.0,)}
+
+
+def test_a_question_stands_beside_both_values_of_what_was_changed(tmp_path: Path) -> None:
+    """A shipped file's value is absolute: under a preset with 100 candidates, 300 are more, not fewer."""
+    changes = {"planner.candidates": 100, "planner.elites": 10}
+    run(tmp_path, "base", 0, 650.0, changes=changes)
+    run(tmp_path, "candidates_300", 0, 700.0, changes={**changes, "planner.candidates": 300})
+
+    found, _ = effects(load([tmp_path]))
+
+    [effect] = found
+    assert effect.changed == ("planner.candidates 100 → 300", "planner.elite_fraction 0.0 → 0.1")
+    assert "planner.candidates 100 → 300" in claims_table(found).markdown()
