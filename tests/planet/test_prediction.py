@@ -127,7 +127,7 @@ def test_the_table_holds_the_errors_of_every_distance(model, tmp_path):
         probe = [r for r in csv.DictReader(file) if r["episode"] == "0" and r["distance"] == "2"]
     rms = np.sqrt(np.mean([float(r["error"]) ** 2 for r in probe]))
     assert float(rows[1]["state_error"]) == pytest.approx(rms, rel=1e-3)
-    assert len(probe) == 4  # cart and pole, position and velocity
+    assert len(probe) == 5  # the cart's position, the pole's sine and cosine, both velocities
 
 
 def test_held_out_episodes_are_the_same_every_time():
