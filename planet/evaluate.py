@@ -109,7 +109,7 @@ def _main(arguments: argparse.Namespace) -> int:
     hardware.allow_tf32(device)
     agent, trained = load_agent(run_dir, config, device)
     if arguments.open_loop:
-        for path in write_open_loop(run_dir, config, agent.world_model, device=device):
+        for path in write_open_loop(run_dir, config, agent.world_model, trained_episodes=trained, device=device):
             print(path)
         return 0
     members = tasks.members(config.task)

@@ -114,17 +114,28 @@ def reconstruction_strip(model: WorldModel, episode: Episode, path: Path, *, gen
 
 
 def write_open_loop(
-    run_dir: RunDir, config: Config, model: WorldModel, *, device: torch.device, count: int = 10
+    run_dir: RunDir,
+    config: Config,
+    model: WorldModel,
+    *,
+    trained_episodes: int,
+    device: torch.device,
+    count: int = 10,
 ) -> list[Path]:
     """Write predictions/ of a run: errors per distance, probe results, film strips and videos; return the paths.
 
-    Looks at `count` held-out episodes of each task; the probe that reads one episode's states is fitted to the others'
-    posteriors, filtered from their first frames on.
+    The probe that reads one held-out episode's states is fitted to the others' posteriors, filtered from their first
+    frames on.
 
     open_loop.csv has a row per (task, episode, distance 1..50), averaged over the `windows` of the episode:
     `image_error` (squared error per pixel and channel, of values in [0, 1]), `reward_error` (absolute, per decision)
     and `state_error` (root mean square over the probe's dimensions, in standard deviations of each). probe.csv has the
     state error by dimension. Where an episode is shorter than 55 frames, fewer distances are written.
+
+    Args:
+        trained_episodes: episodes of each task, seed episodes included, that were collected when the model was taken;
+            a column of both tables, which says what model they are of.
+        count: held-out episodes to look at, of each task.
     """
     was_training = model.training
     model.eval()
@@ -156,6 +167,7 @@ def write_open_loop(
                 rows.append(
                     {
                         "task": member.name,
+                        "trained_episodes": trained_episodes,
                         "episode": k,
                         "distance": d + 1,
                         "image_error": mean["image"][d],
@@ -167,6 +179,7 @@ def write_open_loop(
                     probe_rows.append(
                         {
                             "task": member.name,
+                            "trained_episodes": trained_episodes,
                             "episode": k,
                             "distance": d + 1,
                             "dimension": i,

@@ -146,11 +146,12 @@ def test_the_table_holds_the_errors_of_every_distance(model, tmp_path):
     )  # 106 frames, 2 windows
     run = RunDir.create(tmp_path / "seed_0", config, preset="smoke", variant="base")
 
-    written = prediction.write_open_loop(run, config, model, device=CPU, count=2)
+    written = prediction.write_open_loop(run, config, model, trained_episodes=7, device=CPU, count=2)
 
     with (run.predictions / "open_loop.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(int(r["episode"]), int(r["distance"])) for r in rows] == [(k, d) for k in (0, 1) for d in range(1, 51)]
+    assert {r["trained_episodes"] for r in rows} == {"7"}
     assert all(path.exists() for path in written)
 
     # One row again, by hand: both windows of episode 0, each from the zero state, at distance 2.
@@ -182,6 +183,7 @@ def test_the_table_holds_the_errors_of_every_distance(model, tmp_path):
         probe = [r for r in csv.DictReader(file) if r["episode"] == "0" and r["distance"] == "2"]
     rms = np.sqrt(np.mean([float(r["error"]) ** 2 for r in probe]))
     assert float(rows[1]["state_error"]) == pytest.approx(rms, rel=1e-3)
+    assert {r["trained_episodes"] for r in probe} == {"7"}
     assert len(probe) == 5  # the cart's position, the pole's sine and cosine, both velocities
 
 
