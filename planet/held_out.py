@@ -34,12 +34,19 @@ class HeldOut:
     state: Float[np.ndarray, "time state"]
     """`readable_state` of the simulator at every frame, T+1 rows."""
     state_names: tuple[str, ...]
+    planned: bool
+    """Whether its actions were planned, with exploration noise on top; the others are uniformly random."""
 
 
 def available(task: Task) -> bool:
     """Return whether the package holds episodes of this task (a task of your own has none)."""
     with np.load(DATA) as data:
         return f"{task.name}_seeds" in data
+
+
+def planned(index: int) -> bool:
+    """Return whether episode `index` of a task was planned when it was recorded: every third, from the first on."""
+    return index % 3 == 0
 
 
 def episodes(task: Task, config: EnvConfig, count: int | None = None) -> list[HeldOut]:
@@ -52,12 +59,18 @@ def episodes(task: Task, config: EnvConfig, count: int | None = None) -> list[He
         actions = data[f"{task.name}_actions"][:count].astype(np.float32) / 127  # [episode, decision, action]
     env = make_env(task, config)
     times = np.arange(env.agent_steps) * env.action_repeat // task.action_repeat  # decisions of the stored sequence
-    found = [_simulate(env, int(seed), action[times]) for seed, action in zip(seeds, actions, strict=True)]
+    found = [
+        HeldOut(*_simulate(env, int(seed), action[times]), planned(index))
+        for index, (seed, action) in enumerate(zip(seeds, actions, strict=True))
+    ]
     env.close()
     return found
 
 
-def _simulate(env: DMControlEnv, seed: int, actions: Float[np.ndarray, "step action"]) -> HeldOut:
+def _simulate(
+    env: DMControlEnv, seed: int, actions: Float[np.ndarray, "step action"]
+) -> tuple[Episode, Float[np.ndarray, "time state"], tuple[str, ...]]:
+    """Return the episode, its states and their names."""
     obs, rewards, states = [env.reset(seed)], [0.0], [readable_state(env.physics)]
     for action in actions:
         step = env.step(action)
@@ -69,7 +82,7 @@ def _simulate(env: DMControlEnv, seed: int, actions: Float[np.ndarray, "step act
         action=np.concatenate([np.zeros_like(actions[:1]), actions]),
         reward=np.asarray(rewards, np.float32),
     )
-    return HeldOut(episode, np.array([list(state.values()) for state in states]), tuple(states[0]))
+    return episode, np.array([list(state.values()) for state in states]), tuple(states[0])
 
 
 def readable_state(physics: dm_mujoco.Physics) -> dict[str, float]:

@@ -32,6 +32,8 @@ DISTANCES = 50
 """Frames it then predicts, at most."""
 SHOWN = 50
 """Frames of a film strip, context included (paper, Figure 10)."""
+STRIPS = 3
+"""Film strips per task (paper, Figure 10)."""
 RIDGE = 1.0
 """Weight decay of the probe, in units of standardised features."""
 
@@ -86,6 +88,11 @@ def windows(episode: Episode) -> list[slice]:
     if frames < whole:
         return [slice(0, frames)] if frames > CONTEXT else []
     return [slice(start, start + whole) for start in range(0, frames - whole + 1, DISTANCES)]
+
+
+def to_show(planned: Sequence[bool]) -> list[int]:
+    """Return the episodes to draw, in order: planned ones, as the paper's Figure 10; others where those are too few."""
+    return sorted(sorted(range(len(planned)), key=lambda k: not planned[k])[:STRIPS])
 
 
 def predict(model: WorldModel, episode: Episode, frames: Sequence[slice], *, generator: torch.Generator) -> OpenLoop:
@@ -155,6 +162,7 @@ def write_open_loop(
         features = [model.transition.features(p)[0].float().cpu().numpy() for p in posteriors]
         states = [e.state for e in episodes]
         scale = np.concatenate(states).std(axis=0) + 1e-8
+        shown = to_show([e.planned for e in episodes])
         for k, (episode, generator) in enumerate(zip(padded, generators, strict=True)):
             others = [j for j in range(len(episodes)) if j != k]
             probe = fit_probe([features[j] for j in others or [k]], [states[j] for j in others or [k]])
@@ -187,10 +195,13 @@ def write_open_loop(
                             "error": mean["state"][d][i],
                         }
                     )
-            if k < 3:
+            if k in shown:
                 written += _show(run_dir, member.name, k, episode, found)
     model.train(was_training)
     run_dir.predictions.mkdir(parents=True, exist_ok=True)
+    for pattern in ("strip_*.png", "open_loop_*.gif"):  # of an earlier model, or of other episodes than today's
+        for path in set(run_dir.predictions.glob(pattern)) - set(written):
+            path.unlink()
     for name, table in (("open_loop.csv", rows), ("probe.csv", probe_rows)):
         if table:
             path = run_dir.predictions / name

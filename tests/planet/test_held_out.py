@@ -123,11 +123,23 @@ def test_states_are_what_dm_control_observes() -> None:
         env.close()
 
 
+@pytest.mark.parametrize("name", list(TASKS))
+def test_the_planned_episodes_are_those_whose_actions_are_not_uniform(name: str) -> None:
+    """By the actions alone: planned ones with noise are clipped at the bounds far more often than uniform ones."""
+    with np.load(held_out.DATA) as data:
+        actions = data[f"{name}_actions"]
+
+    at_bounds = (np.abs(actions.astype(int)) == 127).mean(axis=(1, 2))
+
+    assert [share > 0.03 for share in at_bounds] == [held_out.planned(index) for index in range(EPISODES)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cartpole_swingup", "reacher_easy", "cheetah_run"])
 def test_the_planned_episodes_earn_more_than_the_random_ones(name: str) -> None:
-    returns = [found.episode.total_reward for found in held_out.episodes(TASKS[name], EnvConfig())]
-    planned = [r for index, r in enumerate(returns) if index % 3 == 0]
-    others = [r for index, r in enumerate(returns) if index % 3]
+    episodes = held_out.episodes(TASKS[name], EnvConfig())
+    planned = [found.episode.total_reward for found in episodes if found.planned]
+    others = [found.episode.total_reward for found in episodes if not found.planned]
 
+    assert (len(planned), len(others)) == (4, 6)
     assert np.mean(planned) > 2 * np.mean(others)

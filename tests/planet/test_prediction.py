@@ -139,6 +139,41 @@ def test_a_strip_is_drawn_of_an_episode_of_any_length(model: WorldModel, decisio
         assert picture.height == 3 * 64 + 2 * GAP
 
 
+@pytest.mark.parametrize(
+    ("planned", "expected"),
+    [
+        ([k % 3 == 0 for k in range(10)], [0, 3, 6]),
+        ([True, False, False, True], [0, 1, 3]),
+        ([False, False], [0, 1]),
+    ],
+)
+def test_planned_episodes_are_drawn_first(planned, expected):
+    assert prediction.to_show(planned) == expected
+
+
+def made_up_episodes(count: int) -> list[held_out.HeldOut]:
+    rng = np.random.default_rng(0)
+    return [
+        held_out.HeldOut(random_episode(54), rng.normal(size=(55, 2)), ("a position", "a velocity"), k % 3 == 0)
+        for k in range(count)
+    ]
+
+
+def test_strips_are_of_planned_episodes_and_older_pictures_go(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(held_out, "episodes", lambda task, config, count: made_up_episodes(count))
+    run = RunDir.create(
+        tmp_path / "seed_0", resolve("cartpole_swingup", preset="smoke"), preset="smoke", variant="base"
+    )
+    run.predictions.mkdir()
+    (run.predictions / "strip_cartpole_swingup_1.png").write_bytes(b"of an earlier model")
+
+    written = prediction.write_open_loop(run, run.config(), model, trained_episodes=4, device=CPU, count=7)
+
+    pictures = {f"{kind}_cartpole_swingup_{k}" for kind in ("strip", "open_loop") for k in (0, 3, 6)}
+    assert {path.stem for path in run.predictions.iterdir()} == pictures | {"open_loop", "probe"}
+    assert {path.name for path in written} == {path.name for path in run.predictions.iterdir()}
+
+
 @pytest.mark.slow
 def test_the_table_holds_the_errors_of_every_distance(model, tmp_path):
     config = resolve(
