@@ -1,7 +1,8 @@
 """Figures 10 and 11: how far the model sees, from the predictions/ and strips/ that runs wrote.
 
-Knows the files: predictions/open_loop.csv (task, episode, distance, image_error, reward_error, state_error), probe.csv
-(task, episode, distance, dimension, name, error), strip_*.png, open_loop_*.gif; strips/reconstruction_<episodes>.png.
+Knows the files: predictions/open_loop.csv (task, trained_episodes, episode, distance, image_error, reward_error,
+state_error), probe.csv (task, trained_episodes, episode, distance, dimension, name, error), strip_*.png,
+open_loop_*.gif; strips/reconstruction_<episodes>.png. Files without `trained_episodes` are of an earlier version.
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,16 @@ ERRORS = {
     "state_error": "simulator state: error in standard deviations",
 }
 CONTEXT = 5
+UNKNOWN = -1
+"""In place of `trained_episodes` where a file does not say it."""
 MAX_BYTES = 3_000_000
 """A picture above this is not put into the page."""
 
 
 def read_predictions(results: Results, name: str, wanted: Sequence[str]) -> pd.DataFrame:
-    """Return one file of all runs' predictions/ together, with variant, series, run task and seed.
+    """Return one file of all runs' predictions/ together, with the run's name, variant, series and seed.
+
+    `trained_episodes` is `UNKNOWN` where a file lacks it.
 
     A file that cannot be read, lacks a column or holds values that are not finite is left out and becomes a problem.
     """
@@ -53,11 +58,15 @@ def read_predictions(results: Results, name: str, wanted: Sequence[str]) -> pd.D
                 raise ValueError(f"it lacks {', '.join(lacking)}")
             if frame[wanted].isna().any(axis=None):
                 raise ValueError("it holds values that are no numbers")
+            if "trained_episodes" not in frame:
+                frame["trained_episodes"] = UNKNOWN
+            elif frame["trained_episodes"].dtype.kind != "i":
+                raise ValueError("it holds trained_episodes that are no whole numbers")
         except (OSError, ValueError) as error:
             text = f"{path} cannot be used: {error}; write it anew with python -m planet.evaluate --open-loop"
             results.problems.append(Problem("unusable", f"{run.name}/predictions/{name}", text, run.preset))
             continue
-        frame = frame.assign(variant=run.variant, series=run.series, seed=run.seed)
+        frame = frame.assign(run=run.name, variant=run.variant, series=run.series, seed=run.seed)
         if "task" not in frame:
             frame["task"] = run.task
         frames.append(frame)
@@ -70,7 +79,7 @@ def predictions_section(results: Results) -> Section | None:
     errors = read_predictions(results, "open_loop.csv", ["episode", "distance", *ERRORS])
     if len(errors):
         blocks.append(distance_figure(errors, results))
-    blocks += strips(results)
+    blocks += strips(results, dict(zip(errors["run"], errors["trained_episodes"], strict=True)) if len(errors) else {})
     probes = read_predictions(results, "probe.csv", ["episode", "distance", "dimension", "name", "error"])
     if len(probes):
         blocks += probe_figures(probes, results)
@@ -84,9 +93,46 @@ def predictions_section(results: Results) -> Section | None:
     return Section("predictions", "Figures 10 and 11: how far the model sees", blocks, lead)
 
 
+def furthest(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return the rows of each series' furthest trained models on a task, and the words for what that left out.
+
+    Models after unequal numbers of episodes are no repetitions of one another. An unknown number is below all known
+    ones, so such files are pooled with one another only.
+    """
+    most = frame.groupby(["series", "task"])["trained_episodes"].transform("max")
+    kept, left = frame[frame["trained_episodes"] == most], frame[frame["trained_episodes"] < most]
+    words = ""
+    if (kept["trained_episodes"] == UNKNOWN).any():
+        words += (
+            " Where the number of episodes is unknown, the files are of an earlier version, with other windows and "
+            "states: <code>python -m planet.evaluate RUN_DIR --open-loop</code> writes them anew."
+        )
+    if len(left):
+        counts = dict(zip(left["run"], left["trained_episodes"], strict=True))
+        runs = ", ".join(f"{run} ({models_of([count])})" for run, count in counts.items())
+        words += (
+            f" Left out: {len(counts)} run{'s' * (len(counts) > 1)} whose model is not as far as the furthest of the "
+            f"same agent and task: {runs}."
+        )
+    return kept, words
+
+
+def models_of(counts: Iterable[int]) -> str:
+    """Return after how many collected episodes models were taken: `after 100 or 200 episodes`."""
+    numbers = sorted(set(counts), key=lambda n: (n == UNKNOWN, n))
+    return f"after {' or '.join('an unknown number of' if n == UNKNOWN else f'{n:,}' for n in numbers)} episodes"
+
+
+def with_blanks(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame for its CSV: an unknown number of episodes is no number there."""
+    counts = frame["trained_episodes"].astype("Int64")
+    return frame.assign(trained_episodes=counts.mask(counts == UNKNOWN))
+
+
 def over_distance(errors: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Return per series, task and distance the mean over seeds and episodes of each column, with the counts."""
-    groups = errors.groupby(["series", "variant", "task", "distance"], sort=False, observed=True)
+    by = ["series", "variant", "task", "trained_episodes", "distance"]
+    groups = errors.groupby(by, sort=False, observed=True)
     frame = groups[list(columns)].mean()
     frame["seeds"] = groups["seed"].nunique()
     frame["episodes"] = groups.size()
@@ -94,6 +140,7 @@ def over_distance(errors: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def distance_figure(errors: pd.DataFrame, results: Results) -> Figure:
+    errors, left_out = furthest(errors)
     frame = over_distance(errors, list(ERRORS))
     series = dict(zip(frame["series"], frame["variant"], strict=True))
     tasks = sort_tasks(frame["task"])
@@ -106,14 +153,16 @@ def distance_figure(errors: pd.DataFrame, results: Results) -> Figure:
             panels.append(Panel(f"{task_label(task)}: {short}", draw, f"{label} over distance, {task_label(task)}"))
     caption = (
         "Error against the distance of the prediction, in decisions after the last frame seen; lower is better. Mean "
-        "over seeds and held-out episodes. "
+        "over seeds, held-out episodes and the windows of each. "
         + "; ".join(label for label in ERRORS.values())
-        + ". The state is read off the features by a linear probe fitted on the other episodes, dynamics frozen."
+        + ". The state is read off the features by a linear probe fitted on the other episodes, dynamics frozen: "
+        "positions without the place on the track, hinges that turn freely as sine and cosine, velocities." + left_out
     )
-    keys = [Key(series_label(name), style.colour(variant)) for name, variant in series.items()]
+    taken = {name: models_of(own["trained_episodes"]) for name, own in frame.groupby("series")}
+    keys = [Key(f"{series_label(name)}, {taken[name]}", style.colour(variant)) for name, variant in series.items()]
     figure = Figure(
-        "open-loop-error", "Open-loop error over distance", caption, panels, frame, keys, 3, panel_size=(3.3, 2.0),
-        note=note_of(results),
+        "open-loop-error", "Open-loop error over distance", caption, panels, with_blanks(frame), keys, 3,
+        panel_size=(3.3, 2.0), note=note_of(results),
     )  # fmt: skip
     return with_commits(figure, results, series)
 
@@ -135,8 +184,8 @@ def probe_figures(probes: pd.DataFrame, results: Results) -> list[Block]:
     shown = base if len(base) else probes
     blocks: list[Block] = []
     for series in dict.fromkeys(shown["series"]):
-        own = shown[shown["series"] == series]
-        groups = own.groupby(["task", "dimension", "name", "distance"], sort=False)
+        own, left_out = furthest(shown[shown["series"] == series])
+        groups = own.groupby(["task", "trained_episodes", "dimension", "name", "distance"], sort=False)
         frame = groups["error"].mean().to_frame()
         frame["seeds"], frame["episodes"] = groups["seed"].nunique(), groups.size()
         frame = frame.reset_index()
@@ -150,11 +199,12 @@ def probe_figures(probes: pd.DataFrame, results: Results) -> list[Block]:
         caption = (
             "Each row is one quantity of the simulator (positions first, then velocities), each column a distance of "
             "the open-loop prediction. Bright: the probe reads the quantity well from the predicted latent state; "
-            "dark: the error is as large as the quantity's own spread (one standard deviation) or larger."
+            "dark: the error is as large as the quantity's own spread (one standard deviation) or larger. The models "
+            f"were taken {models_of(frame['trained_episodes'])}.{left_out}"
         )
         figure = Figure(
             f"state-diagnostics-{series}".replace(" · ", "-").replace(" ", "-"),
-            f"State diagnostics, {series_label(series)}", caption, panels, frame, [], 3,
+            f"State diagnostics, {series_label(series)}", caption, panels, with_blanks(frame), [], 3,
             panel_size=(3.6, 0.8 + 0.16 * most), note=note_of(results), left=1.3,
         )  # fmt: skip
         blocks.append(with_commits(figure, results, [series]))
@@ -174,8 +224,11 @@ def probe_panel(axes: Axes, *, own: pd.DataFrame, names: Sequence[str]) -> None:
 # ----------------------------------------------------------------------------------------------------- pictures
 
 
-def strips(results: Results) -> list[Block]:
-    """Return film strips and GIFs: one run per series and task, the lowest seed that has them."""
+def strips(results: Results, trained_episodes: Mapping[str, int]) -> list[Block]:
+    """Return film strips and GIFs: one run per series and task, the lowest seed that has them.
+
+    `trained_episodes` holds, by the run's name, after how many episodes the model was taken.
+    """
     blocks: list[Block] = []
     for (series, task), runs in _by_series(results).items():
         for run in runs:
@@ -184,10 +237,11 @@ def strips(results: Results) -> list[Block]:
             if not films and not videos:
                 continue
             where = f"{series_label(series)} on {task_label(task)}"
+            model = models_of([trained_episodes.get(run.name, UNKNOWN)])
             caption = (
-                f"{run.name}. Rows of the strips, columns of the videos: truth, prediction, error (grey is none). The "
-                f"line marks where the model stops seeing frames: {CONTEXT} of context, then open loop. Time runs "
-                "from left to right."
+                f"{run.name}, model {model}. Rows of the strips, columns of the videos: truth, prediction, error "
+                f"(grey is none). The line marks where the model stops seeing frames: {CONTEXT} of context, then open "
+                "loop. Time runs from left to right."
             )
             pictures = [_picture(path, f"Open-loop prediction, {where}") for path in [*films, *videos]]
             blocks.append(Gallery(f"Open-loop predictions: {where}", caption, [p for p in pictures if p is not None]))
