@@ -1,7 +1,7 @@
 """Held-out episodes of each task: kept as start seeds and actions, simulated again on use.
 
 They are never trained on. Simulating gives the pictures the model is asked to predict and the true simulator states
-that probes are fitted to.
+that probes are fitted to. They are the same for every variant that keeps the task's action repeat, and only for those.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def planned(index: int) -> bool:
 def episodes(task: Task, config: EnvConfig, count: int | None = None) -> list[HeldOut]:
     """Return the task's held-out episodes (at most `count`), as long as `config` allows.
 
-    A task with another action repeat than the paper's holds every action for its own number of environment steps.
+    With another action repeat than the task's own, a decision takes the action recorded for the time it begins at.
+    Where the repeat divides the task's own, the same trajectory is seen more often. Otherwise actions are left out or
+    held for another time, and from the same start states other trajectories follow.
     """
     with np.load(DATA) as data:
         seeds = data[f"{task.name}_seeds"][:count]

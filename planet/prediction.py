@@ -1,8 +1,9 @@
 """How far the model can see: open-loop predictions against the truth, as numbers, film strips and short videos.
 
-The truth is a set of held-out episodes (`planet.held_out`). From the posterior after five frames of context, all the
-model has seen of the episode, the prior is rolled with the episode's own actions; images, rewards and, through a linear
-probe, simulator states are compared at every distance. (paper, Figures 10 and 11.)
+The truth is a set of held-out episodes, the same for every variant that keeps the task's action repeat
+(`planet.held_out`). From the posterior after five frames of context, all the model has seen of the episode, the prior
+is rolled with the episode's own actions; images, rewards and, through a linear probe, simulator states are compared at
+every distance, counted in decisions. (paper, Figures 10 and 11.)
 
 Shapes: W windows, T frames of a window, D of them predicted.
 """

@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 from synthetic_runs import make_run
 
-from analysis.content import Fold, Gallery
+from analysis.content import Fold, Gallery, Text
 from analysis.figures import Figure
-from analysis.predictions import predictions_section
+from analysis.predictions import ACTION_REPEAT, predictions_section
 from analysis.report import part_of
 from analysis.runs import load
+from planet.tasks import TASKS
 
 NAMES = ("rootx position", "rootz velocity")
 
@@ -109,6 +110,39 @@ def test_only_the_furthest_models_of_one_number_of_episodes_are_pooled(
     ]
 
 
+def test_the_action_repeats_are_the_tasks_own() -> None:
+    assert {name: task.action_repeat for name, task in TASKS.items()} == ACTION_REPEAT
+
+
+def test_another_action_repeat_is_not_drawn_with_the_others_and_said(tmp_path: Path) -> None:
+    with_predictions(tmp_path)  # cheetah: 4
+    with_predictions(tmp_path, variant="action_repeat_4")  # the same by its own file
+    with_predictions(tmp_path, variant="action_repeat_8")
+    with_predictions(tmp_path, variant="action_repeat_8", task="cartpole_swingup")  # its own is 8
+    with_predictions(tmp_path, variant="multitask", task="dmc6")  # 0: each task's own
+    section = predictions_section(load([tmp_path]))
+    assert section is not None
+
+    drawn = figures(tmp_path)["open-loop-error"].data
+    texts = [block.html for block in section.blocks if isinstance(block, Text)]
+
+    assert set(zip(drawn["variant"], drawn["task"], strict=True)) == {
+        ("base", "cheetah_run"), ("action_repeat_4", "cheetah_run"), ("action_repeat_8", "cartpole_swingup"),
+        ("multitask", "dmc6"),
+    }  # fmt: skip
+    assert [text.split(". ")[0] for text in texts] == ["Not drawn with the others: Action repeat 8 on Cheetah run"]
+    assert "same for every variant that keeps the paper's action repeat" in section.lead
+
+
+def test_only_other_action_repeats_make_no_shared_figure(tmp_path: Path) -> None:
+    with_predictions(tmp_path, variant="action_repeat_2")
+    section = predictions_section(load([tmp_path]))
+    assert section is not None
+
+    assert "open-loop-error" not in figures(tmp_path)
+    assert any(isinstance(block, Text) and "Action repeat 2" in block.html for block in section.blocks)
+
+
 def test_each_agent_and_task_has_a_furthest_model_of_its_own(tmp_path: Path) -> None:
     with_predictions(tmp_path, trained=200)
     with_predictions(tmp_path, task="walker_walk", trained=50)
@@ -166,6 +200,7 @@ def test_many_variants_fold_instead_of_filling_the_page(tmp_path: Path) -> None:
             "task,trained_episodes,episode,distance,image_error,reward_error,state_error\ncheetah_run,,0,1,0,0,0\n",
             "no whole numbers",
         ),
+        ("task,episode,distance,image_error,reward_error,state_error\n", "no rows"),
         ("", "No columns"),
     ],
 )
