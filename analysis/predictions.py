@@ -138,8 +138,8 @@ def furthest(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         counts = dict(zip(left["run"], left["trained_episodes"], strict=True))
         runs = ", ".join(f"{run} ({models_of([count])})" for run, count in counts.items())
         words += (
-            f" Left out: {len(counts)} run{'s' * (len(counts) > 1)} whose model is not as far as the furthest of the "
-            f"same agent and task: {runs}."
+            f" Left out: {len(counts)} run{'s' * (len(counts) > 1)} whose model is not, or not known to be, as far as "
+            f"the furthest of the same agent and task: {runs}."
         )
     return kept, words
 
