@@ -1,7 +1,8 @@
 """Figures 10 and 11: how far the model sees, from the predictions/ and strips/ that runs wrote.
 
-Knows the files: predictions/open_loop.csv (task, episode, distance, image_error, reward_error, state_error), probe.csv
-(task, episode, distance, dimension, name, error), strip_*.png, open_loop_*.gif; strips/reconstruction_<episodes>.png.
+Knows the files: predictions/open_loop.csv (task, trained_episodes, episode, distance, image_error, reward_error,
+state_error), probe.csv (task, trained_episodes, episode, distance, dimension, name, error), strip_*.png,
+open_loop_*.gif; strips/reconstruction_<episodes>.png. Files without `trained_episodes` are of an earlier version.
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import style
-from analysis.content import Block, Fold, Gallery, Picture, Section
+from analysis.content import Block, Fold, Gallery, Picture, Section, Text
 from analysis.figures import Figure, Key, Panel
 from analysis.questions import series_label, task_label
 from analysis.runs import Problem, Results, Run, sort_tasks
@@ -32,12 +33,21 @@ ERRORS = {
     "state_error": "simulator state: error in standard deviations",
 }
 CONTEXT = 5
+ACTION_REPEAT = {
+    "cartpole_swingup": 8, "reacher_easy": 4, "cheetah_run": 4, "finger_spin": 2, "cup_catch": 4, "walker_walk": 2
+}  # fmt: skip
+"""The paper's (Appendix A), with which the held-out episodes were recorded."""
+UNKNOWN = -1
+"""In place of `trained_episodes` where a file does not say it."""
 MAX_BYTES = 3_000_000
 """A picture above this is not put into the page."""
 
 
 def read_predictions(results: Results, name: str, wanted: Sequence[str]) -> pd.DataFrame:
-    """Return one file of all runs' predictions/ together, with variant, series, run task and seed.
+    """Return one file of all runs' predictions/ together, with the run's name, variant, series and seed.
+
+    `trained_episodes` is `UNKNOWN` where a file lacks it; `own_repeat` says whether the run's action repeat is the one
+    that the task's held-out episodes were recorded with.
 
     A file that cannot be read, lacks a column or holds values that are not finite is left out and becomes a problem.
     """
@@ -51,15 +61,23 @@ def read_predictions(results: Results, name: str, wanted: Sequence[str]) -> pd.D
             lacking = [column for column in wanted if column not in frame]
             if lacking:
                 raise ValueError(f"it lacks {', '.join(lacking)}")
+            if frame.empty:
+                raise ValueError("it holds no rows")
             if frame[wanted].isna().any(axis=None):
                 raise ValueError("it holds values that are no numbers")
+            if "trained_episodes" not in frame:
+                frame["trained_episodes"] = UNKNOWN
+            elif frame["trained_episodes"].dtype.kind != "i":
+                raise ValueError("it holds trained_episodes that are no whole numbers")
         except (OSError, ValueError) as error:
             text = f"{path} cannot be used: {error}; write it anew with python -m planet.evaluate --open-loop"
             results.problems.append(Problem("unusable", f"{run.name}/predictions/{name}", text, run.preset))
             continue
-        frame = frame.assign(variant=run.variant, series=run.series, seed=run.seed)
+        frame = frame.assign(run=run.name, variant=run.variant, series=run.series, seed=run.seed)
         if "task" not in frame:
             frame["task"] = run.task
+        repeat = run.config["env"].get("action_repeat", 0)  # 0: each task's own
+        frame["own_repeat"] = [repeat in (0, ACTION_REPEAT.get(str(task), repeat)) for task in frame["task"]]
         frames.append(frame)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
@@ -69,8 +87,10 @@ def predictions_section(results: Results) -> Section | None:
     blocks: list[Block] = []
     errors = read_predictions(results, "open_loop.csv", ["episode", "distance", *ERRORS])
     if len(errors):
-        blocks.append(distance_figure(errors, results))
-    blocks += strips(results)
+        same, others = same_episodes(errors)
+        blocks += [distance_figure(same, results)] if len(same) else []
+        blocks += [Text(others)] if others else []
+    blocks += strips(results, dict(zip(errors["run"], errors["trained_episodes"], strict=True)) if len(errors) else {})
     probes = read_predictions(results, "probe.csv", ["episode", "distance", "dimension", "name", "error"])
     if len(probes):
         blocks += probe_figures(probes, results)
@@ -78,15 +98,68 @@ def predictions_section(results: Results) -> Section | None:
     if not blocks:
         return None
     lead = (
-        f"From the posterior after {CONTEXT} frames the model predicts with the episode's own actions and without "
-        "looking. The episodes are held out and the same for every variant of a task."
+        f"The model sees {CONTEXT} frames of a held-out episode and nothing before them, then predicts with the "
+        "episode's own actions and without looking. The episodes are the same for every variant that keeps the paper's "
+        "action repeat. With another, a decision takes the action recorded for its time: from the same start states, "
+        "a coarser repeat leaves actions out and comes to other episodes."
     )
     return Section("predictions", "Figures 10 and 11: how far the model sees", blocks, lead)
 
 
+def same_episodes(errors: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return the rows of runs whose action repeat is their task's own, and a sentence about the others ("": none)."""
+    others = errors[~errors["own_repeat"]]
+    names = [
+        f"{series_label(series)} on {', '.join(task_label(task) for task in sort_tasks(own['task']))}"
+        for series, own in others.groupby("series", sort=False)
+    ]
+    text = (
+        f"Not drawn with the others: {'; '.join(names)}. Their action repeat is not the paper's, so their held-out "
+        "episodes are not the same and one decision ahead is another time; the numbers are in their predictions/."
+    )
+    return errors[errors["own_repeat"]], text if names else ""
+
+
+def furthest(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return the rows of each series' furthest trained models on a task, and the words for what that left out.
+
+    Models after unequal numbers of episodes are no repetitions of one another. An unknown number is below all known
+    ones, so such files are pooled with one another only.
+    """
+    most = frame.groupby(["series", "task"])["trained_episodes"].transform("max")
+    kept, left = frame[frame["trained_episodes"] == most], frame[frame["trained_episodes"] < most]
+    words = ""
+    if (kept["trained_episodes"] == UNKNOWN).any():
+        words += (
+            " Where the number of episodes is unknown, the files are of an earlier version, with other windows and "
+            "states: <code>python -m planet.evaluate RUN_DIR --open-loop</code> writes them anew."
+        )
+    if len(left):
+        counts = dict(zip(left["run"], left["trained_episodes"], strict=True))
+        runs = ", ".join(f"{run} ({models_of([count])})" for run, count in counts.items())
+        words += (
+            f" Left out: {len(counts)} run{'s' * (len(counts) > 1)} whose model is not, or not known to be, as far as "
+            f"the furthest of the same agent and task: {runs}."
+        )
+    return kept, words
+
+
+def models_of(counts: Iterable[int]) -> str:
+    """Return after how many collected episodes models were taken: `after 100 or 200 episodes`."""
+    numbers = sorted(set(counts), key=lambda n: (n == UNKNOWN, n))
+    return f"after {' or '.join('an unknown number of' if n == UNKNOWN else f'{n:,}' for n in numbers)} episodes"
+
+
+def with_blanks(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame for its CSV: an unknown number of episodes is no number there."""
+    counts = frame["trained_episodes"].astype("Int64")
+    return frame.assign(trained_episodes=counts.mask(counts == UNKNOWN))
+
+
 def over_distance(errors: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Return per series, task and distance the mean over seeds and episodes of each column, with the counts."""
-    groups = errors.groupby(["series", "variant", "task", "distance"], sort=False, observed=True)
+    by = ["series", "variant", "task", "trained_episodes", "distance"]
+    groups = errors.groupby(by, sort=False, observed=True)
     frame = groups[list(columns)].mean()
     frame["seeds"] = groups["seed"].nunique()
     frame["episodes"] = groups.size()
@@ -94,6 +167,7 @@ def over_distance(errors: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def distance_figure(errors: pd.DataFrame, results: Results) -> Figure:
+    errors, left_out = furthest(errors)
     frame = over_distance(errors, list(ERRORS))
     series = dict(zip(frame["series"], frame["variant"], strict=True))
     tasks = sort_tasks(frame["task"])
@@ -106,14 +180,16 @@ def distance_figure(errors: pd.DataFrame, results: Results) -> Figure:
             panels.append(Panel(f"{task_label(task)}: {short}", draw, f"{label} over distance, {task_label(task)}"))
     caption = (
         "Error against the distance of the prediction, in decisions after the last frame seen; lower is better. Mean "
-        "over seeds and held-out episodes. "
+        "over seeds, held-out episodes and the windows of each. "
         + "; ".join(label for label in ERRORS.values())
-        + ". The state is read off the features by a linear probe fitted on the other episodes, dynamics frozen."
+        + ". The state is read off the features by a linear probe fitted on the other episodes, dynamics frozen: "
+        "positions without the place on the track, hinges that turn freely as sine and cosine, velocities." + left_out
     )
-    keys = [Key(series_label(name), style.colour(variant)) for name, variant in series.items()]
+    taken = {name: models_of(own["trained_episodes"]) for name, own in frame.groupby("series")}
+    keys = [Key(f"{series_label(name)}, {taken[name]}", style.colour(variant)) for name, variant in series.items()]
     figure = Figure(
-        "open-loop-error", "Open-loop error over distance", caption, panels, frame, keys, 3, panel_size=(3.3, 2.0),
-        note=note_of(results),
+        "open-loop-error", "Open-loop error over distance", caption, panels, with_blanks(frame), keys, 3,
+        panel_size=(3.3, 2.0), note=note_of(results),
     )  # fmt: skip
     return with_commits(figure, results, series)
 
@@ -135,8 +211,8 @@ def probe_figures(probes: pd.DataFrame, results: Results) -> list[Block]:
     shown = base if len(base) else probes
     blocks: list[Block] = []
     for series in dict.fromkeys(shown["series"]):
-        own = shown[shown["series"] == series]
-        groups = own.groupby(["task", "dimension", "name", "distance"], sort=False)
+        own, left_out = furthest(shown[shown["series"] == series])
+        groups = own.groupby(["task", "trained_episodes", "dimension", "name", "distance"], sort=False)
         frame = groups["error"].mean().to_frame()
         frame["seeds"], frame["episodes"] = groups["seed"].nunique(), groups.size()
         frame = frame.reset_index()
@@ -150,11 +226,12 @@ def probe_figures(probes: pd.DataFrame, results: Results) -> list[Block]:
         caption = (
             "Each row is one quantity of the simulator (positions first, then velocities), each column a distance of "
             "the open-loop prediction. Bright: the probe reads the quantity well from the predicted latent state; "
-            "dark: the error is as large as the quantity's own spread (one standard deviation) or larger."
+            "dark: the error is as large as the quantity's own spread (one standard deviation) or larger. The models "
+            f"were taken {models_of(frame['trained_episodes'])}.{left_out}"
         )
         figure = Figure(
             f"state-diagnostics-{series}".replace(" · ", "-").replace(" ", "-"),
-            f"State diagnostics, {series_label(series)}", caption, panels, frame, [], 3,
+            f"State diagnostics, {series_label(series)}", caption, panels, with_blanks(frame), [], 3,
             panel_size=(3.6, 0.8 + 0.16 * most), note=note_of(results), left=1.3,
         )  # fmt: skip
         blocks.append(with_commits(figure, results, [series]))
@@ -174,8 +251,11 @@ def probe_panel(axes: Axes, *, own: pd.DataFrame, names: Sequence[str]) -> None:
 # ----------------------------------------------------------------------------------------------------- pictures
 
 
-def strips(results: Results) -> list[Block]:
-    """Return film strips and GIFs: one run per series and task, the lowest seed that has them."""
+def strips(results: Results, trained_episodes: Mapping[str, int]) -> list[Block]:
+    """Return film strips and GIFs: one run per series and task, the lowest seed that has them.
+
+    `trained_episodes` holds, by the run's name, after how many episodes the model was taken.
+    """
     blocks: list[Block] = []
     for (series, task), runs in _by_series(results).items():
         for run in runs:
@@ -184,10 +264,11 @@ def strips(results: Results) -> list[Block]:
             if not films and not videos:
                 continue
             where = f"{series_label(series)} on {task_label(task)}"
+            model = models_of([trained_episodes.get(run.name, UNKNOWN)])
             caption = (
-                f"{run.name}. Rows of the strips, columns of the videos: truth, prediction, error (grey is none). The "
-                f"line marks where the model stops seeing frames: {CONTEXT} of context, then open loop. Time runs "
-                "from left to right."
+                f"{run.name}, model {model}. Rows of the strips, columns of the videos: truth, prediction, error "
+                f"(grey is none). The line marks where the model stops seeing frames: {CONTEXT} of context, then open "
+                "loop. Time runs from left to right."
             )
             pictures = [_picture(path, f"Open-loop prediction, {where}") for path in [*films, *videos]]
             blocks.append(Gallery(f"Open-loop predictions: {where}", caption, [p for p in pictures if p is not None]))

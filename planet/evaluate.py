@@ -1,7 +1,8 @@
 """Evaluation: episodes without exploration noise, from start states and with planner noise never used in training.
 
-`python -m planet.evaluate RUN_DIR --episodes 10 [--video] [--open-loop]` does it for a finished or running run, from
-its latest checkpoint, or for exported weights (`planet.checkpoint`), and changes nothing that training reads.
+`python -m planet.evaluate RUN_DIR --episodes 10 [--video]` does it for a finished or running run, from its latest
+checkpoint, or for exported weights (`planet.checkpoint`), and changes nothing that training reads. With `--open-loop`
+alone it writes predictions/ anew instead (`planet.prediction`).
 """
 
 from __future__ import annotations
@@ -83,11 +84,11 @@ def load_agent(run_dir: RunDir, config: Config, device: torch.device) -> tuple[A
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m planet.evaluate", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--episodes", type=int, default=10, help="episodes per task (default 10)")
+    parser.add_argument("--episodes", type=int, help="episodes per task (default 10)")
     parser.add_argument("--task", help="one task of a multi-task run (default: all)")
     parser.add_argument("--evaluation", type=int, help="index of the start states (default: one training never used)")
     parser.add_argument("--video", action="store_true", help="write videos/evaluation_<episodes>_<task>_<k>.gif")
-    parser.add_argument("--open-loop", action="store_true", help="write predictions/ instead of acting")
+    parser.add_argument("--open-loop", action="store_true", help="write predictions/ instead of acting (alone)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true", help="print returns as JSON instead of a table")
     arguments = parser.parse_args(argv)
@@ -98,9 +99,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _check_alone(arguments: argparse.Namespace) -> None:
+    """Raise ValueError where --open-loop comes with an option that is about acting: it would go unheard."""
+    acting = ("task", "episodes", "evaluation", "video", "json")
+    values = {f"--{name}": getattr(arguments, name) for name in acting}
+    given = [name for name, value in values.items() if value is not None and value is not False]  # 0 was given
+    if given:
+        raise ValueError(
+            f"--open-loop predicts the held-out episodes of every task of the run and must come without "
+            f"{', '.join(values)}; got {', '.join(given)}: leave that out, or evaluate in a "
+            "second call without --open-loop"
+        )
+
+
 def _main(arguments: argparse.Namespace) -> int:
-    if arguments.episodes < 1:
-        raise ValueError(f"--episodes must be at least 1, got {arguments.episodes}")
+    if arguments.open_loop:
+        _check_alone(arguments)
+    num_episodes = 10 if arguments.episodes is None else arguments.episodes
+    if num_episodes < 1:
+        raise ValueError(f"--episodes must be at least 1, got {num_episodes}")
     run_dir = RunDir.open(arguments.run_dir)
     config = run_dir.config()
     gl.choose_backend()
@@ -109,7 +126,7 @@ def _main(arguments: argparse.Namespace) -> int:
     hardware.allow_tf32(device)
     agent, trained = load_agent(run_dir, config, device)
     if arguments.open_loop:
-        for path in write_open_loop(run_dir, config, agent.world_model, device=device):
+        for path in write_open_loop(run_dir, config, agent.world_model, trained_episodes=trained, device=device):
             print(path)
         return 0
     members = tasks.members(config.task)
@@ -122,7 +139,7 @@ def _main(arguments: argparse.Namespace) -> int:
     for index, task in enumerate(members):
         if arguments.task and task.name != tasks.canonical(arguments.task):
             continue
-        envs = [PadActions(make_env(task, config.env), agent.action_size) for _ in range(arguments.episodes)]
+        envs = [PadActions(make_env(task, config.env), agent.action_size) for _ in range(num_episodes)]
         started = time.monotonic()
         episodes = evaluate(agent, envs, seed=config.seed, evaluation=evaluation, task_index=index)
         seconds = time.monotonic() - started
@@ -135,7 +152,7 @@ def _main(arguments: argparse.Namespace) -> int:
                 path = run_dir.videos / f"evaluation_{trained:05d}_{task.name}_{k}.gif"
                 write_gif(path, episode.obs, frames_per_second=100 / envs[0].action_repeat)
                 print(path, file=sys.stderr)
-        print(f"{task.name}: {arguments.episodes} episodes in {seconds:.1f} s", file=sys.stderr)
+        print(f"{task.name}: {num_episodes} episodes in {seconds:.1f} s", file=sys.stderr)
     if arguments.json:
         print(json.dumps({"run": str(run_dir.path), "episode": trained, "evaluation": evaluation, "returns": results}))
         return 0

@@ -525,7 +525,10 @@ def _train(
                 return EXIT_STOPPED
             if config.schedule.open_loop_episodes:
                 count = config.schedule.open_loop_episodes
-                write_open_loop(run_dir, config, trainer.world_model, device=device, count=count)
+                write_open_loop(
+                    run_dir, config, trainer.world_model, trained_episodes=trainer.progress.episodes, device=device,
+                    count=count,
+                )  # fmt: skip
             trainer.write_status("done")
             display.line(f"done in {duration(trainer.clock.wall())}")
             return EXIT_DONE

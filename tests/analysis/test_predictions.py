@@ -10,16 +10,20 @@ import pytest
 from PIL import Image
 from synthetic_runs import make_run
 
-from analysis.content import Fold, Gallery
+from analysis.content import Fold, Gallery, Text
 from analysis.figures import Figure
-from analysis.predictions import predictions_section
+from analysis.predictions import ACTION_REPEAT, predictions_section
 from analysis.report import part_of
 from analysis.runs import load
+from planet.tasks import TASKS
 
 NAMES = ("rootx position", "rootz velocity")
 
 
-def with_predictions(runs: Path, *, variant: str = "base", seed: int = 0, task: str = "cheetah_run") -> Path:
+def with_predictions(
+    runs: Path, *, variant: str = "base", seed: int = 0, task: str = "cheetah_run", trained: int | None = 100
+) -> Path:
+    """`trained`: None for the files of before, which do not say it."""
     path = make_run(
         runs, variant=variant, task=task, seed=seed, until=100, state="stopped", train_rows=False, metrics_every=500
     ).path
@@ -39,6 +43,8 @@ def with_predictions(runs: Path, *, variant: str = "base", seed: int = 0, task: 
         ]
     )  # fmt: skip
     (path / "predictions").mkdir()
+    if trained is not None:
+        rows["trained_episodes"] = probe["trained_episodes"] = trained
     rows.to_csv(path / "predictions" / "open_loop.csv", index=False)
     probe.to_csv(path / "predictions" / "probe.csv", index=False)
     picture = Image.fromarray(np.zeros((64, 128, 3), np.uint8))
@@ -68,6 +74,88 @@ def test_errors_over_distance_are_means_over_seeds_and_episodes(tmp_path: Path) 
         assert row["image_error"] == pytest.approx(np.mean([seed + e * d for seed in range(2) for e in range(3)]))
         assert row["state_error"] == pytest.approx(np.mean([d / (1 + e) for e in range(3)]))
         assert (row["seeds"], row["episodes"]) == (2, 6)
+
+
+@pytest.mark.parametrize(
+    ("trained", "kept", "left_out"),
+    [
+        ((100, 200, 200), (1, 2), ["base/cheetah_run/seed_0 (after 100 episodes)"]),
+        ((200, 100, 50), (0,), ["seed_1 (after 100 episodes)", "seed_2 (after 50 episodes)"]),
+        ((None, 60, 60), (1, 2), ["seed_0 (after an unknown number of episodes)"]),
+        ((None, None, None), (0, 1, 2), []),
+        ((7, 7, 7), (0, 1, 2), []),
+    ],
+)
+def test_only_the_furthest_models_of_one_number_of_episodes_are_pooled(
+    tmp_path: Path, trained: tuple[int | None, ...], kept: tuple[int, ...], left_out: list[str]
+) -> None:
+    for seed, number in enumerate(trained):
+        with_predictions(tmp_path, seed=seed, trained=number)
+
+    drawn = figures(tmp_path)
+
+    for name, column in (("open-loop-error", "image_error"), ("state-diagnostics-base", "error")):
+        figure = drawn[name]
+        assert set(figure.data["seeds"]) == {len(kept)}
+        said = trained[kept[0]]
+        assert [None if pd.isna(n) else n for n in figure.data["trained_episodes"].unique()] == [said]
+        first = figure.data[figure.data["distance"] == 1].iloc[0]
+        added = 1.0 if column == "image_error" else 1.1  # what an episode (of mean 1) and the distance add to a seed
+        assert first[column] == pytest.approx(np.mean(kept) + added)
+        assert all(text in figure.caption for text in left_out)
+        assert (f"Left out: {len(left_out)} run" in figure.caption) == bool(left_out)
+        assert ("of an earlier version" in figure.caption) == (said is None)
+    assert [key.label for key in drawn["open-loop-error"].keys] == [
+        "PlaNet, after an unknown number of episodes" if said is None else f"PlaNet, after {said} episodes"
+    ]
+
+
+def test_the_action_repeats_are_the_tasks_own() -> None:
+    assert {name: task.action_repeat for name, task in TASKS.items()} == ACTION_REPEAT
+
+
+def test_another_action_repeat_is_not_drawn_with_the_others_and_said(tmp_path: Path) -> None:
+    with_predictions(tmp_path)  # cheetah: 4
+    with_predictions(tmp_path, variant="action_repeat_4")  # the same by its own file
+    with_predictions(tmp_path, variant="action_repeat_8")
+    with_predictions(tmp_path, variant="action_repeat_8", task="cartpole_swingup")  # its own is 8
+    with_predictions(tmp_path, variant="multitask", task="dmc6")  # 0: each task's own
+    section = predictions_section(load([tmp_path]))
+    assert section is not None
+
+    drawn = figures(tmp_path)["open-loop-error"].data
+    texts = [block.html for block in section.blocks if isinstance(block, Text)]
+
+    assert set(zip(drawn["variant"], drawn["task"], strict=True)) == {
+        ("base", "cheetah_run"), ("action_repeat_4", "cheetah_run"), ("action_repeat_8", "cartpole_swingup"),
+        ("multitask", "dmc6"),
+    }  # fmt: skip
+    assert [text.split(". ")[0] for text in texts] == ["Not drawn with the others: Action repeat 8 on Cheetah run"]
+    assert "same for every variant that keeps the paper's action repeat" in section.lead
+
+
+def test_only_other_action_repeats_make_no_shared_figure(tmp_path: Path) -> None:
+    with_predictions(tmp_path, variant="action_repeat_2")
+    section = predictions_section(load([tmp_path]))
+    assert section is not None
+
+    assert "open-loop-error" not in figures(tmp_path)
+    assert any(isinstance(block, Text) and "Action repeat 2" in block.html for block in section.blocks)
+
+
+def test_each_agent_and_task_has_a_furthest_model_of_its_own(tmp_path: Path) -> None:
+    with_predictions(tmp_path, trained=200)
+    with_predictions(tmp_path, task="walker_walk", trained=50)
+    with_predictions(tmp_path, variant="elu", trained=10)
+
+    figure = figures(tmp_path)["open-loop-error"]
+
+    counts = figure.data.groupby(["variant", "task"])["trained_episodes"].unique()
+    assert {key: list(value) for key, value in counts.items()} == {
+        ("base", "cheetah_run"): [200], ("base", "walker_walk"): [50], ("elu", "cheetah_run"): [10],
+    }  # fmt: skip
+    assert "Left out" not in figure.caption
+    assert {key.label for key in figure.keys} >= {"PlaNet, after 50 or 200 episodes"}
 
 
 def test_state_diagnostics_keep_every_dimension(tmp_path: Path) -> None:
@@ -108,6 +196,11 @@ def test_many_variants_fold_instead_of_filling_the_page(tmp_path: Path) -> None:
     [
         ("task,episode,distance\ncheetah_run,0,1\n", "lacks image_error, reward_error, state_error"),
         ("task,episode,distance,image_error,reward_error,state_error\ncheetah_run,0,1,,0,0\n", "no numbers"),
+        (
+            "task,trained_episodes,episode,distance,image_error,reward_error,state_error\ncheetah_run,,0,1,0,0,0\n",
+            "no whole numbers",
+        ),
+        ("task,episode,distance,image_error,reward_error,state_error\n", "no rows"),
         ("", "No columns"),
     ],
 )

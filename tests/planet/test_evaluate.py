@@ -78,6 +78,41 @@ def test_a_run_without_checkpoint_and_weights_is_refused(tmp_path, capsys):
     assert "nothing to export" in capsys.readouterr().err and not (tmp_path / "shipped").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--task", "cartpole_swingup"], "got --task:"),
+        (["--episodes", "10"], "got --episodes:"),  # its default, but said
+        (["--episodes", "0"], "got --episodes:"),
+        (["--video", "--evaluation", "0"], "got --evaluation, --video:"),
+        (["--json"], "got --json:"),
+    ],
+)
+def test_open_loop_refuses_options_that_it_would_not_heed_before_any_work(tmp_path, capsys, options, named):
+    run = trained_run(tmp_path / "seed_0")
+
+    for path in (run.path, tmp_path / "not_there"):
+        assert evaluate.main([str(path), "--open-loop", *options]) == 2
+        error = capsys.readouterr().err
+        assert named in error and "leave that out" in error
+    assert not run.predictions.exists()
+
+
+def test_open_loop_writes_after_how_many_episodes_the_model_was_taken(tmp_path, monkeypatch, capsys):
+    run = trained_run(tmp_path / "seed_0")
+    given = {}
+
+    def write_open_loop(run_dir, config, model, **options):
+        given.update(options)
+        return [run_dir.predictions / "open_loop.csv"]
+
+    monkeypatch.setattr(evaluate, "write_open_loop", write_open_loop)
+
+    assert evaluate.main([str(run.path), "--open-loop", "--device", "cpu"]) == 0
+    assert given["trained_episodes"] == 7
+    assert "open_loop.csv" in capsys.readouterr().out
+
+
 def test_weights_of_another_run_or_size_and_damaged_ones_are_refused(tmp_path, capsys):
     small, large = trained_run(tmp_path / "small"), trained_run(tmp_path / "large", preset="quick")
     exported = checkpoint.export_weights(small, tmp_path / "shipped")

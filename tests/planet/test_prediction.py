@@ -59,7 +59,8 @@ def test_a_difference_is_grey_where_there_is_none():
 
 @pytest.fixture(scope="module")
 def model() -> WorldModel:
-    config = ModelConfig(stoch=3, deter=8, hidden=8, conv_depth=2, reward_units=8)
+    # hidden: of only eight ReLUs all may be silent, and a frame then leaves no trace
+    config = ModelConfig(stoch=3, deter=8, hidden=32, conv_depth=2, reward_units=8)
     return WorldModel(config, ObjectiveConfig(), 1, torch.Generator().manual_seed(0))
 
 
@@ -79,6 +80,50 @@ def test_open_loop_states_follow_the_actions_and_ignore_later_frames(model):
     assert not torch.equal(predict(episode, action), predict(episode, -action))
 
 
+def random_episode(decisions: int, action_size: int = 1) -> Episode:
+    rng = np.random.default_rng(decisions)
+    obs = rng.integers(256, size=(decisions + 1, 3, 64, 64), dtype=np.uint8)
+    action = rng.uniform(-1, 1, (decisions + 1, action_size)).astype(np.float32)
+    return Episode(obs, action, rng.uniform(size=decisions + 1).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("decisions", "expected"),
+    [
+        (4, []),  # five frames: all of them context
+        (5, [(0, 6)]),
+        (53, [(0, 54)]),
+        (54, [(0, 55)]),
+        (103, [(0, 55)]),
+        (104, [(0, 55), (50, 105)]),
+        (250, [(0, 55), (50, 105), (100, 155), (150, 205)]),
+    ],
+)
+def test_windows_have_five_frames_of_context_and_predict_no_frame_twice(decisions, expected):
+    found = prediction.windows(random_episode(decisions))
+
+    assert [(window.start, window.stop) for window in found] == expected
+
+
+def test_the_model_sees_the_five_frames_of_a_window_and_no_other(model):
+    episode = random_episode(104)
+    frames = prediction.windows(episode)
+
+    def second_window(*changed: int) -> torch.Tensor:
+        obs = episode.obs.copy()
+        obs[list(changed)] = 255
+        other = Episode(obs, episode.action, episode.reward)
+        found = prediction.predict(model, other, frames, generator=torch.Generator().manual_seed(0))
+        assert found.image.shape == (2, 55, 3, 64, 64)
+        return found.state.deter[1, 5:]
+
+    unchanged = second_window()
+    assert torch.equal(second_window(*range(50)), unchanged)  # before the context
+    assert torch.equal(second_window(*range(55, 105)), unchanged)  # the frames that are predicted
+    for t in range(50, 55):
+        assert not torch.equal(second_window(t), unchanged)
+
+
 @pytest.mark.parametrize("decisions", [3, 4, 5, 60])
 def test_a_strip_is_drawn_of_an_episode_of_any_length(model: WorldModel, decisions: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
@@ -94,40 +139,87 @@ def test_a_strip_is_drawn_of_an_episode_of_any_length(model: WorldModel, decisio
         assert picture.height == 3 * 64 + 2 * GAP
 
 
+@pytest.mark.parametrize(
+    ("planned", "expected"),
+    [
+        ([k % 3 == 0 for k in range(10)], [0, 3, 6]),
+        ([True, False, False, True], [0, 1, 3]),
+        ([False, False], [0, 1]),
+    ],
+)
+def test_planned_episodes_are_drawn_first(planned, expected):
+    assert prediction.to_show(planned) == expected
+
+
+def made_up_episodes(count: int) -> list[held_out.HeldOut]:
+    rng = np.random.default_rng(0)
+    return [
+        held_out.HeldOut(random_episode(54), rng.normal(size=(55, 2)), ("a position", "a velocity"), k % 3 == 0)
+        for k in range(count)
+    ]
+
+
+def test_strips_are_of_planned_episodes_and_older_pictures_go(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(held_out, "episodes", lambda task, config, count: made_up_episodes(count))
+    run = RunDir.create(
+        tmp_path / "seed_0", resolve("cartpole_swingup", preset="smoke"), preset="smoke", variant="base"
+    )
+    run.predictions.mkdir()
+    (run.predictions / "strip_cartpole_swingup_1.png").write_bytes(b"of an earlier model")
+
+    written = prediction.write_open_loop(run, run.config(), model, trained_episodes=4, device=CPU, count=7)
+
+    pictures = {f"{kind}_cartpole_swingup_{k}" for kind in ("strip", "open_loop") for k in (0, 3, 6)}
+    assert {path.stem for path in run.predictions.iterdir()} == pictures | {"open_loop", "probe"}
+    assert {path.name for path in written} == {path.name for path in run.predictions.iterdir()}
+
+
 @pytest.mark.slow
 def test_the_table_holds_the_errors_of_every_distance(model, tmp_path):
-    config = resolve("cartpole_swingup", preset="smoke", changes={"env.episode_env_steps": 480})
+    config = resolve(
+        "cartpole_swingup", preset="smoke", changes={"env.episode_env_steps": 840}
+    )  # 106 frames, 2 windows
     run = RunDir.create(tmp_path / "seed_0", config, preset="smoke", variant="base")
 
-    written = prediction.write_open_loop(run, config, model, device=CPU, count=2)
+    written = prediction.write_open_loop(run, config, model, trained_episodes=7, device=CPU, count=2)
 
     with (run.predictions / "open_loop.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(int(r["episode"]), int(r["distance"])) for r in rows] == [(k, d) for k in (0, 1) for d in range(1, 51)]
+    assert {r["trained_episodes"] for r in rows} == {"7"}
     assert all(path.exists() for path in written)
 
-    # One row again, by hand: the first (and only) window of episode 0, at distance 2.
+    # One row again, by hand: both windows of episode 0, each from the zero state, at distance 2.
     truth = held_out.episodes(TASKS["cartpole_swingup"], config.env, 2)[0].episode
     generator = streams.torch_generator(config.seed, "predict", 1_000_000, 0)
-    posterior = prediction.observe(model, truth, generator=generator)
-    actions = torch.from_numpy(truth.action[None, 5:55])
-    noise = torch.randn(1, 50, model.transition.stoch_size, generator=generator)
-    state = prediction.at(posterior, 4)
-    for t in range(2):
-        state = model.transition.prior(state, actions[:, t], noise[:, t])
-    with torch.no_grad():
-        features = model.transition.features(state)
-        picture = images.to_uint8(model.decoder(features))[0].numpy()
-        reward = model.reward(features).item()
-    image_error = np.mean(((picture.astype(float) - truth.obs[6]) / 255) ** 2)
-    assert float(rows[1]["image_error"]) == pytest.approx(image_error, rel=1e-3)
-    assert float(rows[1]["reward_error"]) == pytest.approx(abs(reward - truth.reward[6]), rel=1e-3, abs=1e-5)
+    prediction.observe(model, truth, generator=generator)  # for the probe; only its draws count here
+    picture_noise = images.image_noise((2, 5), generator)
+    noise = torch.randn(2, 55, model.transition.stoch_size, generator=generator)
+    image_errors, reward_errors = [], []
+    for w, first in enumerate((0, 50)):
+        state = model.initial(1)
+        for t in range(7):
+            action = torch.from_numpy(truth.action[None, first + t])
+            if t < 5:
+                obs = torch.from_numpy(truth.obs[None, first + t])
+                seen = images.preprocess(obs, picture_noise[w, t][None], bit_depth=model.bit_depth)
+                state = model.transition.posterior(state, action, model.encoder(seen), noise[w, t][None])
+            else:
+                state = model.transition.prior(state, action, noise[w, t][None])
+        with torch.no_grad():
+            features = model.transition.features(state)
+            picture = images.to_uint8(model.decoder(features))[0].numpy()
+            reward_errors.append(abs(model.reward(features).item() - truth.reward[first + 6]))
+        image_errors.append(np.mean(((picture.astype(float) - truth.obs[first + 6]) / 255) ** 2))
+    assert float(rows[1]["image_error"]) == pytest.approx(np.mean(image_errors), rel=1e-3)
+    assert float(rows[1]["reward_error"]) == pytest.approx(np.mean(reward_errors), rel=1e-3, abs=1e-5)
 
     with (run.predictions / "probe.csv").open() as file:
         probe = [r for r in csv.DictReader(file) if r["episode"] == "0" and r["distance"] == "2"]
     rms = np.sqrt(np.mean([float(r["error"]) ** 2 for r in probe]))
     assert float(rows[1]["state_error"]) == pytest.approx(rms, rel=1e-3)
-    assert len(probe) == 4  # cart and pole, position and velocity
+    assert {r["trained_episodes"] for r in probe} == {"7"}
+    assert len(probe) == 5  # the cart's position, the pole's sine and cosine, both velocities
 
 
 def test_held_out_episodes_are_the_same_every_time():
