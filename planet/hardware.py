@@ -9,15 +9,25 @@ from pathlib import Path
 
 import torch
 
+from planet.gl import NO_GPU
+
 
 def resolve_device(device: str) -> torch.device:
     """Return the device a run uses: `auto` is the first visible GPU, else the CPU.
 
     Raises:
-        ValueError: a GPU is asked for and torch sees none, or not that many.
+        ValueError: a GPU is asked for and torch sees none, or not that many. `auto` asks for one where
+            CUDA_VISIBLE_DEVICES names one, as a sweep and Slurm set it: days on a CPU would be no fallback.
     """
     if device == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda:0")
+        if named := named_gpus():
+            raise ValueError(
+                f"runtime.device is 'auto' and CUDA_VISIBLE_DEVICES is {named!r}, but torch {torch.__version__} sees "
+                f"no GPU; ask python -m planet.doctor why, or set runtime.device=cpu to compute on the CPU"
+            )
+        return torch.device("cpu")
     resolved = torch.device(device)
     if resolved.type == "cuda":
         count = torch.cuda.device_count()
@@ -26,6 +36,12 @@ def resolve_device(device: str) -> torch.device:
             raise ValueError(f"runtime.device is {device!r}, but torch {torch.__version__} sees {count} GPUs")
         return torch.device("cuda", index)
     return resolved
+
+
+def named_gpus() -> str:
+    """Return CUDA_VISIBLE_DEVICES where it names a GPU, else an empty string."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return "" if visible.split(",")[0].strip() in NO_GPU else visible
 
 
 def cpu_flags() -> frozenset[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.executors.pool import Slot
 from planet import tasks
 from planet.config import Config
+from planet.gl import NO_GPU
 
 MAX_THREADS = 8
 """More threads for one run do not pay for networks of this size."""
@@ -22,7 +23,7 @@ def visible_gpus() -> tuple[str, ...]:
     """Return the GPUs this process may use, as CUDA_VISIBLE_DEVICES takes them; empty where there is none."""
     asked = os.environ.get("CUDA_VISIBLE_DEVICES")
     if asked is not None:
-        return tuple(part.strip() for part in asked.split(",") if part.strip() and part.strip() != "-1")
+        return tuple(part.strip() for part in asked.split(",") if part.strip() not in NO_GPU)
     if shutil.which("nvidia-smi") is None:
         return ()
     try:
