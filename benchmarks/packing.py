@@ -156,7 +156,7 @@ def work(seconds: float) -> None:
     device = hardware.resolve_device(config.runtime.device)
     precision = cast(Literal["float32", "bfloat16"], hardware.resolve_precision(config.runtime.precision, device))
     torch.set_num_threads(hardware.resolve_threads(config.runtime.threads))
-    hardware.allow_tf32(device)
+    hardware.use(device)
     env = make_env(tasks.members(config.task)[0], config.env)
     world_model = WorldModel(config.model, config.objective, env.action_size)
     learner = Learner(world_model, config.optimizer, device=device, precision=precision)

@@ -57,7 +57,8 @@ def cpu_flags() -> frozenset[str]:
 def has_bfloat16(device: torch.device) -> bool:
     """Return whether bfloat16 matrix products run in hardware (on others they are slower than float32)."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
 
 
@@ -68,11 +69,16 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bfloat16" if has_bfloat16(device) else "float32"
 
 
-def allow_tf32(device: torch.device) -> None:
-    """Let float32 matrix products and convolutions of this process use TF32 on a GPU; on a CPU nothing changes."""
+def use(device: torch.device) -> None:
+    """Make a GPU this process' own: the current one, with TF32 for float32 matrix products and convolutions, and with
+    convolutions that give the same bits each time. On a CPU nothing changes."""
     if device.type == "cuda":
+        torch.cuda.set_device(device)  # graphs are recorded and memory is counted on the current one
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
+        # Else cuDNN may choose weight gradients that add up in whatever order threads arrive, and a resumed run would
+        # not be the unbroken one. What it costs is not measured yet.
+        torch.backends.cudnn.deterministic = True
 
 
 def resolve_threads(threads: int, most: int = 8) -> int:

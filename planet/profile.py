@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     threads = hardware.resolve_threads(arguments.threads)
     torch.set_num_threads(threads)
     hardware.keep_freed_memory()
-    hardware.allow_tf32(device)
+    hardware.use(device)
     found = hardware.describe(device)
     table = Table(
         title=f"{arguments.preset} on {found.get('gpu', found['cpu'])}, {precision}, {threads} threads, {backend}",
