@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from planet import agent as agent_module
 from planet.agent import Agent
 from planet.config import ModelConfig, ObjectiveConfig, OptimizerConfig, PlannerConfig
-from planet.cuda_graph import WARM_UP, CudaGraph
+from planet.cuda_graph import WARM_UP, CudaGraph, pack, unpack
 from planet.learner import Learner
 from planet.replay import Batch
 from planet.world_model import WorldModel
@@ -104,6 +104,21 @@ def test_predictions_that_are_not_finite_are_named(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(ValueError, match="NaN for 20 of 20 candidates"):
         agent._decide_recorded(agent.start([torch.Generator()]), torch.from_numpy(frames(1)))
+
+
+def test_results_packed_by_type_come_back_as_they_were() -> None:
+    given = {
+        "loss": torch.tensor(3.0), "plan": torch.arange(12.0).view(2, 3, 2).transpose(1, 2),
+        "undefined": torch.arange(4).view(2, 2), "norm": torch.tensor(-1.5),
+    }  # fmt: skip
+
+    packed = pack(given)
+    found = unpack({dtype: numbers.clone() for dtype, numbers in packed.items()}, given)
+
+    assert {dtype: len(numbers) for dtype, numbers in packed.items()} == {torch.float32: 14, torch.int64: 4}
+    assert list(found) == list(given)
+    for name, value in given.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
 
 
 def test_a_state_from_another_device_keeps_this_one_s_optimiser() -> None:
