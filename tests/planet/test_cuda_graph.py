@@ -13,6 +13,7 @@ from planet import agent as agent_module
 from planet.agent import Agent
 from planet.config import ModelConfig, ObjectiveConfig, OptimizerConfig, PlannerConfig
 from planet.cuda_graph import WARM_UP, CudaGraph, pack, unpack
+from planet.device_replay import DeviceBatch
 from planet.learner import Learner
 from planet.replay import Batch
 from planet.world_model import WorldModel
@@ -151,6 +152,24 @@ def test_recorded_updates_are_those_run_one_by_one(precision: str) -> None:
 
     for mine, other in zip(recorded.world_model.parameters(), eager.world_model.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_batch_may_be_overwritten_when_its_update_returns() -> None:
+    device = torch.device("cuda")
+    ours, theirs = (Learner(world_model(), OptimizerConfig(), device) for _ in range(2))
+    memory = batch()
+    found, expected = {}, {}
+    for number in range(20):
+        given = batch(number)
+        for name in ("obs", "action", "reward"):
+            getattr(memory, name)[:] = getattr(given, name)
+        there = DeviceBatch(*(torch.from_numpy(x).to(device) for x in (given.obs, given.action, given.reward)))
+
+        found = ours.update(memory, torch.Generator(device).manual_seed(number))  # and not waited for
+        expected = theirs.update(there, torch.Generator(device).manual_seed(number))
+
+    torch.testing.assert_close(found["loss"], expected["loss"], rtol=1e-2, atol=0)
 
 
 @pytest.mark.gpu
