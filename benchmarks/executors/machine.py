@@ -56,14 +56,19 @@ def free_bytes() -> int | None:
 
 def run_bytes(config: Config) -> int:
     """Return about how much memory a run needs at its end: the replay of all its pictures, and the rest."""
+    return replay_bytes(config) + BYTES_BESIDE_REPLAY
+
+
+def replay_bytes(config: Config) -> int:
+    """Return how much memory the pictures of all episodes take."""
     episodes = config.schedule.seed_episodes + config.schedule.train_episodes
     if config.planner.dynamics == "simulator":
-        return BYTES_BESIDE_REPLAY
+        return 0
     frames = sum(
         episodes * (config.env.episode_env_steps // (config.env.action_repeat or task.action_repeat) + 1)
         for task in tasks.members(config.task)
     )
-    return frames * 3 * 64 * 64 + BYTES_BESIDE_REPLAY
+    return frames * 3 * 64 * 64
 
 
 def slots(
