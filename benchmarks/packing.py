@@ -1,7 +1,8 @@
 """`python -m benchmarks.packing`: measure how many runs should share a GPU (or a processor) here.
 
 For each K, K processes work at once as runs do: gradient updates on a filled replay, then decisions planned and
-executed in the real environment, in the schedule's proportion. What counts is the pace of all K together.
+executed in the real environment, in the schedule's proportion. What counts is the pace of all K together, as long as
+all K fit on the GPU with the replays of whole runs.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ PART = 20
 """A measured cycle is this part of a real one: C / 20 updates, then the decisions of a twentieth of an episode."""
 GAIN = 1.05
 """A larger K must be this much faster than a smaller one to be recommended: it costs memory and comfort."""
+CONTEXT_GIB = 0.5
+"""What each process takes of a GPU before its first tensor: a guess."""
+MARGIN_GIB = 2.0
+"""Of a GPU's memory to leave alone: what drawing and the driver take, and gaps between allocations."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +46,11 @@ class Work:
     decision_seconds: float
     """In all decisions, the environment's steps included."""
     gpu_gib: float
-    """Most GPU memory held, without the CUDA context itself (about 0.5 GiB)."""
+    """Most GPU memory held, without the CUDA context itself, and with next to nothing in the replay."""
+    run_gib: float = 0.0
+    """GPU memory for a whole run: its full replay and what it works with."""
+    card_gib: float = 0.0
+    """All memory of the GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +65,15 @@ class Pace:
     update_ms: float
     decision_ms: float
     gpu_gib: float
+    """Measured, of one of them."""
+    run_gib: float
+    """For one whole run; 0 without a GPU."""
+    card_gib: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether all have room on the GPU at their end."""
+        return self.runs * self.run_gib <= max(0.0, self.card_gib - MARGIN_GIB)
 
 
 def pace(config: Config, works: Sequence[Work]) -> Pace:
@@ -73,12 +91,16 @@ def pace(config: Config, works: Sequence[Work]) -> Pace:
         update_ms=1000 * sum(w.update_seconds for w in works) / max(1, sum(w.updates for w in works)),
         decision_ms=1000 * sum(w.decision_seconds for w in works) / max(1, sum(w.decisions for w in works)),
         gpu_gib=max(w.gpu_gib for w in works),
+        run_gib=max(w.run_gib for w in works),
+        card_gib=min(w.card_gib for w in works),
     )
 
 
 def recommend(paces: Sequence[Pace]) -> Pace:
-    """Return the smallest K whose total pace no larger K beats by more than `GAIN`."""
+    """Return the smallest K whose total pace no larger K beats by more than `GAIN`, of those that fit (else the least:
+    a replay that finds no room on the GPU lies in the machine's memory)."""
     ordered = sorted(paces, key=lambda p: p.runs)
+    ordered = [p for p in ordered if p.fits] or ordered[:1]
     best = ordered[0]
     for candidate in ordered[1:]:
         if candidate.updates_per_second > GAIN * best.updates_per_second:
@@ -145,7 +167,7 @@ def work(seconds: float) -> None:
 
     from planet import gl, hardware
     from planet.agent import Agent
-    from planet.device_replay import make_replay
+    from planet.device_replay import WORKING_MEMORY, make_replay
     from planet.learner import Learner
     from planet.rollout import random_policy, run_episodes
     from planet.world_model import WorldModel
@@ -156,7 +178,7 @@ def work(seconds: float) -> None:
     device = hardware.resolve_device(config.runtime.device)
     precision = cast(Literal["float32", "bfloat16"], hardware.resolve_precision(config.runtime.precision, device))
     torch.set_num_threads(hardware.resolve_threads(config.runtime.threads))
-    hardware.allow_tf32(device)
+    hardware.use(device)
     env = make_env(tasks.members(config.task)[0], config.env)
     world_model = WorldModel(config.model, config.objective, env.action_size)
     learner = Learner(world_model, config.optimizer, device=device, precision=precision)
@@ -193,6 +215,8 @@ def work(seconds: float) -> None:
         spent["decision"] += time.monotonic() - middle
 
     cycle()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # without what was only needed before all was recorded
     print("ready", flush=True)
     sys.stdin.readline()
     spent.update(update=0.0, decision=0.0)
@@ -200,13 +224,21 @@ def work(seconds: float) -> None:
     while time.monotonic() - began < seconds:
         cycle()
         cycles += 1
+    gpu_gib = run_gib = card_gib = 0.0
+    if device.type == "cuda":
+        gpu_gib = torch.cuda.max_memory_reserved() / 2**30
+        # Who finds less than WORKING_MEMORY free beside its replay does not keep it on the GPU.
+        run_gib = machine.replay_bytes(config) / 2**30 + max(gpu_gib + CONTEXT_GIB, WORKING_MEMORY / 2**30)
+        card_gib = torch.cuda.get_device_properties(device).total_memory / 2**30
     result = Work(
         updates=cycles * updates,
         decisions=cycles * decisions,
         seconds=time.monotonic() - began,
         update_seconds=spent["update"],
         decision_seconds=spent["decision"],
-        gpu_gib=torch.cuda.max_memory_reserved() / 2**30 if device.type == "cuda" else 0.0,
+        gpu_gib=gpu_gib,
+        run_gib=run_gib,
+        card_gib=card_gib,
     )
     print(json.dumps(asdict(result)), flush=True)
     env.close()
@@ -236,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     gpus = machine.visible_gpus()
     environment = {"CUDA_VISIBLE_DEVICES": gpus[0]} if gpus else {}
     paces: list[Pace] = []
-    print("  K  updates/s  hours/run  runs/day  ms/update  ms/decision  GiB/run", flush=True)
+    print("  K  updates/s  hours/run  runs/day  ms/update  ms/decision  GiB now  GiB/run", flush=True)
     with mps(arguments.mps) as daemon:
         for runs in sorted(set(arguments.runs)):
             try:
@@ -247,7 +279,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             paces.append(found)
             print(
                 f"{runs:3}  {found.updates_per_second:9.2f}  {found.hours_per_run:9.2f}  {found.runs_per_day:8.2f}"
-                f"  {found.update_ms:9.1f}  {found.decision_ms:11.1f}  {found.gpu_gib:7.2f}",
+                f"  {found.update_ms:9.1f}  {found.decision_ms:11.1f}  {found.gpu_gib:7.2f}  {found.run_gib:7.2f}"
+                f"{'' if found.fits else '  more than the GPU has'}",
                 flush=True,
             )
     if not paces:

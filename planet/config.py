@@ -230,7 +230,7 @@ class RuntimeConfig:
     """How a run is executed. `device`, `checkpoint_seconds` and `tensorboard` are no part of a run's identity."""
 
     device: str = "auto"
-    """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
+    """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`; whatever N, the first visible GPU draws."""
     precision: Precision = "float32"
     """Matrix products of the update and the plan: float32 (TF32 on a GPU), bfloat16 (parameters stay float32),
     or `auto`: bfloat16 where the processor has it. Resolved at a run's first start and kept."""

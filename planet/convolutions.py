@@ -1,4 +1,4 @@
-"""The few convolutions of the model, written the way processors run them fast; the numbers are torch's own.
+"""The few convolutions of the model, written the way CPUs run them fast; the numbers are torch's own.
 
 With channels last in memory a picture of C channels is, without a copy, one of half the width and 2C channels: two
 neighbours in a row are one pixel. A convolution of stride 2 with an even kernel k then has stride (2, 1) and kernel
@@ -6,7 +6,8 @@ neighbours in a row are one pixel. A convolution of stride 2 with an even kernel
 of CPUs like: forward and weight gradient of the first layer take 1.7 and 1.4 ms of one core for 128 pictures in
 float32, 0.7 and 1.0 in bfloat16. The weight gradient of a convolution with few output pixels takes three times as long
 as one matrix product, and twice as long in bfloat16 where autograd asks for that of a bias too. `benchmarks/speed` has
-the sums. Pictures are expected with channels last in memory.
+the sums. Pictures are expected with channels last in memory. On other devices all of this is left to torch: cuDNN has
+kernels for these shapes, and matrices of patches would only cost memory there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ def convolve(
     x: Float[Tensor, "n inputs h w"], weight: Float[Tensor, "outputs inputs k k"], bias: Float[Tensor, " outputs"]
 ) -> Float[Tensor, "n outputs h2 w2"]:
     """Return the convolution of stride 2 without padding."""
+    if x.device.type != "cpu":
+        return F.conv2d(x, weight, bias, stride=2)
     if x.shape[1] <= 4 and x.shape[-1] % 2 == 0 and weight.shape[-1] % 2 == 0:
         return _Convolution.apply(_paired(x), _paired(weight), bias, (2, 1))
     return _Convolution.apply(x, weight, bias, (2, 2))
@@ -34,6 +37,8 @@ def transposed(
     x: Float[Tensor, "n inputs h w"], weight: Float[Tensor, "inputs outputs k k"], bias: Float[Tensor, " outputs"]
 ) -> Float[Tensor, "n outputs h2 w2"]:
     """Return the transposed convolution of stride 2 without padding."""
+    if x.device.type != "cpu":
+        return F.conv_transpose2d(x, weight, bias, stride=2)
     if weight.shape[-1] % 2 == 0:
         return _PairedTransposed.apply(x, _paired(weight), bias)
     return _OddTransposed.apply(x, weight, bias)

@@ -54,7 +54,11 @@ class DeviceReplay(EpisodeMemory):
 
 
 def make_replay(device: torch.device, *, frames: int, episodes: int, action_size: int) -> Replay | DeviceReplay:
-    """Return a replay on the GPU where it fits beside the work, else in this machine's memory."""
+    """Return a replay on the GPU where it fits beside the work, else in this machine's memory.
+
+    The replay's memory is taken here, the work's only with the first update. Of runs that start together on one GPU
+    each may therefore count on the same free memory: `benchmarks.packing` recommends no more runs than have both.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         if memory_bytes(frames, action_size) + WORKING_MEMORY <= free:

@@ -82,7 +82,7 @@ def torch() -> list[Check]:
         from planet import hardware
     except (ImportError, OSError) as error:
         return [Check("torch", "problem", f"torch does not start ({error}); {INSTALL}")]
-    device = hardware.resolve_device("auto")
+    device = library.device("cuda:0" if library.cuda.is_available() else "cpu")
     found = hardware.describe(device)
     bfloat16 = "with" if hardware.has_bfloat16(device) else "without"
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
@@ -91,6 +91,11 @@ def torch() -> list[Check]:
         names = [library.cuda.get_device_name(i) for i in range(library.cuda.device_count())]
         text = f"{', '.join(names)}, {found['gpu_memory_gib']} GiB, {bfloat16} bfloat16"
         checks.append(Check("gpu", "ok", text))
+    elif named := hardware.named_gpus():
+        text = (
+            f"CUDA_VISIBLE_DEVICES is {named!r}, but torch {library.__version__} sees no GPU ({cuda_problem(library)})"
+        )
+        checks.append(Check("gpu", "problem", text))
     elif has_nvidia_device():
         text = f"there is an NVIDIA device, but torch {library.__version__} cannot use it ({cuda_problem(library)})"
         checks.append(Check("gpu", "note", text))

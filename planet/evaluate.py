@@ -123,7 +123,7 @@ def _main(arguments: argparse.Namespace) -> int:
     gl.choose_backend()
     device = hardware.resolve_device(arguments.device)
     torch.set_num_threads(hardware.resolve_threads(config.runtime.threads))
-    hardware.allow_tf32(device)
+    hardware.use(device)
     agent, trained = load_agent(run_dir, config, device)
     if arguments.open_loop:
         for path in write_open_loop(run_dir, config, agent.world_model, trained_episodes=trained, device=device):

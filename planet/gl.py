@@ -17,6 +17,9 @@ from dataclasses import dataclass
 APT_LINE = "apt-get install -y libegl1 libgl1 libopengl0 libgl1-mesa-dri libosmesa6"
 """What a bare Debian or Ubuntu needs for both back ends."""
 
+NO_GPU = ("", "-1", "NoDevFiles")
+"""First entries of `CUDA_VISIBLE_DEVICES` that leave no GPU; the last is Slurm's, for a job without one."""
+
 BACKENDS = ("egl", "osmesa", "glfw")
 
 
@@ -144,7 +147,7 @@ def preferred(devices: list[Device], visible: str | None) -> list[Device]:
     if visible is None:
         return gpus + others
     names = [name.strip() for name in visible.split(",")]
-    if names[0] in ("", "-1"):
+    if names[0] in NO_GPU:
         return others + gpus
     numbers = [int(name) for name in names if name.isdecimal()]
     first = [gpu for number in numbers for gpu in gpus if gpu.cuda == number]

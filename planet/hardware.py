@@ -9,15 +9,25 @@ from pathlib import Path
 
 import torch
 
+from planet.gl import NO_GPU
+
 
 def resolve_device(device: str) -> torch.device:
     """Return the device a run uses: `auto` is the first visible GPU, else the CPU.
 
     Raises:
-        ValueError: a GPU is asked for and torch sees none, or not that many.
+        ValueError: a GPU is asked for and torch sees none, or not that many. `auto` asks for one where
+            CUDA_VISIBLE_DEVICES names one, as a sweep and Slurm set it: days on a CPU would be no fallback.
     """
     if device == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda:0")
+        if named := named_gpus():
+            raise ValueError(
+                f"runtime.device is 'auto' and CUDA_VISIBLE_DEVICES is {named!r}, but torch {torch.__version__} sees "
+                f"no GPU; ask python -m planet.doctor why, or set runtime.device=cpu to compute on the CPU"
+            )
+        return torch.device("cpu")
     resolved = torch.device(device)
     if resolved.type == "cuda":
         count = torch.cuda.device_count()
@@ -26,6 +36,12 @@ def resolve_device(device: str) -> torch.device:
             raise ValueError(f"runtime.device is {device!r}, but torch {torch.__version__} sees {count} GPUs")
         return torch.device("cuda", index)
     return resolved
+
+
+def named_gpus() -> str:
+    """Return CUDA_VISIBLE_DEVICES where it names a GPU, else an empty string."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return "" if visible.split(",")[0].strip() in NO_GPU else visible
 
 
 def cpu_flags() -> frozenset[str]:
@@ -41,7 +57,8 @@ def cpu_flags() -> frozenset[str]:
 def has_bfloat16(device: torch.device) -> bool:
     """Return whether bfloat16 matrix products run in hardware (on others they are slower than float32)."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
 
 
@@ -52,11 +69,16 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bfloat16" if has_bfloat16(device) else "float32"
 
 
-def allow_tf32(device: torch.device) -> None:
-    """Let float32 matrix products and convolutions of this process use TF32 on a GPU; on a CPU nothing changes."""
+def use(device: torch.device) -> None:
+    """Make a GPU this process' own: the current one, with TF32 for float32 matrix products and convolutions, and with
+    convolutions that give the same bits each time. On a CPU nothing changes."""
     if device.type == "cuda":
+        torch.cuda.set_device(device)  # graphs are recorded and memory is counted on the current one
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
+        # Else cuDNN may choose weight gradients that add up in whatever order threads arrive, and a resumed run would
+        # not be the unbroken one. What it costs is not measured yet.
+        torch.backends.cudnn.deterministic = True
 
 
 def resolve_threads(threads: int, most: int = 8) -> int:

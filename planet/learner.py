@@ -50,6 +50,7 @@ class Learner:
             capturable=self._on_gpu,
         )  # fmt: skip
         self._run = CudaGraph(self.step) if self._on_gpu else self.step
+        self._staging = Staging(self.device)
 
     @property
     def _on_gpu(self) -> bool:
@@ -61,7 +62,11 @@ class Learner:
         Nothing here waits for the device or checks for NaN; the caller does both when it reads the numbers. On a GPU
         all of it but the noise is one CUDA graph from the fourth update on.
         """
-        obs, action, reward = (self._to_device(x) for x in (batch.obs, batch.action, batch.reward))
+        arrays = (batch.obs, batch.action, batch.reward)
+        if self._on_gpu and isinstance(batch.obs, np.ndarray):
+            obs, action, reward = self._staging(*(torch.as_tensor(x) for x in arrays))
+        else:
+            obs, action, reward = (torch.as_tensor(x).to(self.device) for x in arrays)
         noise = self.world_model.draw_noise(obs.shape[0], obs.shape[1], generator)
         return self._run(obs, action, reward, noise.image, noise.state, noise.overshooting)
 
@@ -100,5 +105,29 @@ class Learner:
         if self._on_gpu:
             self._run = CudaGraph(self.step)  # a recorded one would go on with the old moments
 
-    def _to_device(self, values: np.ndarray | Tensor) -> Tensor:
-        return torch.as_tensor(values).to(self.device, non_blocking=True)
+
+class Staging:
+    """The way of a batch from this machine's memory to a GPU, through page-locked memory for two batches in turn.
+
+    From other memory a copy waits for all work before it and the program for the copy. Here the program waits only if
+    it is two batches ahead: memory is written again when what it held has been copied.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._places: list[tuple[list[Tensor], torch.cuda.Event]] = []
+        self._turn = 0
+
+    def __call__(self, *batch: Tensor) -> list[Tensor]:
+        """Return the tensors on the device. They may be overwritten at once; their shapes are the same each time."""
+        if len(self._places) < 2:
+            memory = [torch.empty_like(x, pin_memory=True) for x in batch]  # same order in memory too
+            self._places.append((memory, torch.cuda.Event()))
+        memory, copied = self._places[self._turn]
+        self._turn = 1 - self._turn
+        copied.synchronize()
+        for place, x in zip(memory, batch, strict=True):
+            place.copy_(x)
+        there = [place.to(self._device, non_blocking=True) for place in memory]
+        copied.record(torch.cuda.current_stream(self._device))
+        return there

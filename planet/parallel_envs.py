@@ -24,6 +24,10 @@ from planet.config import EnvConfig
 from planet.envs import Env, PadActions, Step, make_env
 from planet.tasks import Task
 
+FOR_THE_RUN = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+"""Signals that ask a run to stop. Often the whole process group gets them (scancel, Ctrl-C), but the run must still be
+able to save: its simulators do not hear them and end with their pipe."""
+
 
 def parallel_envs(
     task: Task, config: EnvConfig, count: int, *, processes: int | None = None, action_size: int | None = None
@@ -108,13 +112,18 @@ class Worker:
         self._name = f"environment process {number}"
         self._counter = itertools.count(1)
         self._pipe, theirs = Pipe()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "planet.parallel_envs", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
-                # One picture is one tile to Mesa: its own threads would only get in each other's way.
-                env=os.environ | {"LP_NUM_THREADS": "0"},
-            )  # fmt: skip
+        # Blocked here for a moment, they are blocked in the process from its first instruction on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_RUN)
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "planet.parallel_envs", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                    # One picture is one tile to Mesa: its own threads would only get in each other's way.
+                    env=os.environ | {"LP_NUM_THREADS": "0"},
+                )  # fmt: skip
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def send(self, request: str, arguments: tuple[Any, ...]) -> int:
         """Ask for something; return the number of the request."""
@@ -191,11 +200,7 @@ def serve(pipe: Connection, make: Callable[[Task, EnvConfig], Env]) -> None:
 
 
 def main() -> None:
-    """Entry point of a worker process."""
-    # The run decides when to stop; what is sent to the whole process group must not end its simulators first.
-    for name in (signal.SIGINT, signal.SIGUSR2, signal.SIGCONT):
-        signal.signal(name, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Entry point of a worker process, in which `FOR_THE_RUN` is blocked."""
     serve(Connection(int(sys.argv[1])), make_env)
 
 

@@ -75,7 +75,7 @@ def measure(task: Task, config: Config, device: torch.device, precision: str, *,
     rng = np.random.default_rng(0)
     shape = (config.batch.size, config.batch.chunk)
     arrays = (
-        rng.integers(256, size=(*shape, 3, 64, 64), dtype=np.uint8),
+        np.moveaxis(rng.integers(256, size=(*shape, 64, 64, 3), dtype=np.uint8), -1, 2),  # in memory as a replay's
         rng.uniform(-1, 1, (*shape, size)).astype(np.float32),
         rng.random(shape, np.float32),
     )
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     threads = hardware.resolve_threads(arguments.threads)
     torch.set_num_threads(threads)
     hardware.keep_freed_memory()
-    hardware.allow_tf32(device)
+    hardware.use(device)
     found = hardware.describe(device)
     table = Table(
         title=f"{arguments.preset} on {found.get('gpu', found['cpu'])}, {precision}, {threads} threads, {backend}",

@@ -7,7 +7,8 @@ once. A row of the working memory of step t holds
 
     [x_{t+1}, 1, h_t, s_t, 1, a_{t+1}]      x: what the GRU takes in, made of s and a
 
-so that what each product needs ([x, 1, h], [x, 1], [1, h], [1, h, s], [s, 1, a]) is a slice of it, not a copy. Only
+so that what each product needs ([x, 1, h], [x, 1], [1, h], [1, h, s], [s, 1, a]) is a slice of it, not a copy. On a GPU
+every part, ones included, is filled up to `ALIGNED` columns with numbers that the matrices multiply by zero. Only
 products are ever shortened to bfloat16: h, the gates and all nonlinear functions are float32, as in `RSSM` (and a CPU
 takes five times as long for tanh of a short type).
 
@@ -37,6 +38,11 @@ IN_CACHE = 50_000
 """Numbers that each thread of a CPU takes through elementwise operations at a time, to find them in its cache again."""
 
 
+ALIGNED = 8
+"""Columns that parts of a row are filled up to on a GPU: 16 bytes of bfloat16. Its fast matrix kernels load that much
+at a time and are not taken where a row or a slice begins elsewhere."""
+
+
 def rows_in_cache(deter: int) -> int:
     """Return how many rows of `deter` numbers a CPU takes through elementwise operations at a time."""
     return -(-IN_CACHE * torch.get_num_threads() // deter)
@@ -54,9 +60,16 @@ def envs_together(envs: int, rows: int, deter: int, device: torch.device) -> int
     return max(n for n in range(1, envs + 1) if envs % n == 0 and n <= most)
 
 
-def _join(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Weights [O, I] and biases [O] beside each other as one matrix [I + ... + 1 + ..., O]."""
+def _filled(size: int, align: int) -> int:
+    return size + -size % align
+
+
+def _join(parts: Sequence[Tensor], dtype: torch.dtype, align: int) -> Tensor:
+    """Weights [O, I] and biases [O] beside each other as one matrix [I + ... + 1 + ..., O], each size filled up with
+    zeros to a multiple of `align`."""
     columns = [part.detach() if part.ndim == 2 else part.detach()[:, None] for part in parts]
+    if align > 1:
+        columns = [F.pad(part, (0, -part.shape[1] % align, 0, -part.shape[0] % align)) for part in columns]
     return torch.cat(columns, dim=1).T.to(dtype).contiguous()
 
 
@@ -64,12 +77,22 @@ class RSSMRollout:
     """Summed mean rewards of `rows` action sequences for each of `envs` states, `horizon` steps long."""
 
     def __init__(
-        self, rssm: RSSM, reward: RewardHead, *, envs: int, rows: int, horizon: int, dtype: torch.dtype
+        self,
+        rssm: RSSM,
+        reward: RewardHead,
+        *,
+        envs: int,
+        rows: int,
+        horizon: int,
+        dtype: torch.dtype,
+        align: int | None = None,
     ) -> None:
-        """dtype: of matrix products, where they are large enough for a short one to pay."""
+        """dtype: of matrix products, where they are large enough for a short one to pay; align: columns that parts of
+        a row are filled up to (default: `ALIGNED` on a GPU; 1 on a CPU, which would only compute more)."""
         cell, count, device = rssm.cell, envs * rows, rssm.cell.weight_ih.device
         d, s, x, a = rssm.deter_size, rssm.stoch_size, cell.input_size, rssm.input.in_features - rssm.stoch_size
         on_cpu = device.type == "cpu"
+        align = align or (1 if on_cpu else ALIGNED)
         # By the rows of one environment: whoever plans beside it must not change how it computes.
         dtype = torch.float32 if on_cpu and rows * d < SHORT_FROM else dtype
         self.short, self.horizon, self.envs = dtype is not torch.float32, horizon, envs
@@ -82,7 +105,7 @@ class RSSMRollout:
 
         # The matrices, their rows in the order of the slices that they multiply.
         w = rssm.input.weight
-        self.to_input = _join([w[:, :s], rssm.input.bias, w[:, s:]], dtype)
+        self.to_input = _join([w[:, :s], rssm.input.bias, w[:, s:]], dtype, align)
         (reset, update, new), (reset_h, update_h, new_h) = (m.split(d) for m in (cell.weight_ih, cell.weight_hh))
         (_, _, b_new), (_, _, b_new_h) = (b.split(d) for b in (cell.bias_ih, cell.bias_hh))
         b_reset, b_update, _ = (cell.bias_ih + cell.bias_hh).split(d)
@@ -94,37 +117,41 @@ class RSSMRollout:
             last_two = [[new, b_new], [b_new_h, new_h]]
         of_cell = [[reset, b_reset, reset_h], [update, b_update, update_h], *last_two]
         prior = rssm.prior_head
-        self.to_prior = _join([prior.dense.bias, prior.dense.weight], dtype)
+        self.to_prior = _join([prior.dense.bias, prior.dense.weight], dtype, align)
         of_gaussian = zip(prior.output.weight.split(s), prior.output.bias.split(s), strict=True)  # mean, deviation
         first, *others = (layer for layer in reward.dense if isinstance(layer, nn.Linear))
         self.to_reward = [
-            _join([first.bias, first.weight[:, s:], first.weight[:, :s]], dtype),
-            *(_join([layer.weight, layer.bias], dtype) for layer in others),
+            _join([first.bias, first.weight[:, s:], first.weight[:, :s]], dtype, align),
+            *(_join([layer.weight, layer.bias], dtype, align) for layer in others),
         ]
-        self.reward_output = _join([reward.output.weight, reward.output.bias], dtype)
+        self.reward_output = _join([reward.output.weight, reward.output.bias], dtype, align)
 
         # Never whatever was there: AMX kernels read past the end of a row's slice and multiply what they find by zero,
         # which makes NaN of a NaN (oneDNN of torch 2.13, where a length is no multiple of the tile's).
         def memory(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
             return torch.ones(shape, dtype=dtype, device=device)
 
-        steps = memory(horizon + 1, count, x + 2 + d + s + a)
-        h, end = x + 1, x + 1 + d
-        self.h, self.s, self.a = steps[..., h:end], steps[..., end : end + s], steps[..., end + s + 1 :]
-        cell_inputs = [slice(end)] if self.short else [slice(end), slice(end), slice(h), slice(x, end)]
+        # Where the parts of a row begin: x at 0, the other one after s.
+        one, h, end, after_s, action, width = itertools.accumulate(_filled(part, align) for part in (x, 1, d, s, 1, a))
+        steps = memory(horizon + 1, count, width)
+        self.h, self.s, self.a = steps[..., h : h + d], steps[..., end : end + s], steps[..., action : action + a]
+        cell_inputs = [slice(end)] if self.short else [slice(end), slice(end), slice(h), slice(one, end)]
         self.slices = [
-            (row[:, end:], row[:, :x], [row[:, part] for part in cell_inputs], after[:, x:end])
+            (row[:, end:], row[:, :one], [row[:, part] for part in cell_inputs], after[:, one:end])
             for row, after in itertools.pairwise(steps.unbind())
         ]  # of a step [s, 1, a], [x] and what the cell's matrices multiply; of the next [1, h]
-        self.features = steps[1:].flatten(0, 1)[:, x : end + s]  # [1, h, s] of all steps, [H * R, ...]
+        self.features = steps[1:].flatten(0, 1)[:, one:after_s]  # [1, h, s] of all steps, [H * R, ...]
         self.deter = memory(count, d, dtype=torch.float32)
-        self.to_cell, self.cell = self._products([_join(parts, dtype) for parts in of_cell], memory)
+        self.to_cell, cell_results = self._products([_join(parts, dtype, align) for parts in of_cell], memory)
+        self.cell = [result[:, :d] for result in cell_results]
         self.some_rows = min(count, rows_in_cache(d)) if on_cpu else count
         self.parts = [memory(self.some_rows, d, dtype=torch.float32) for _ in range(4)]
-        self.prior_input = memory(count, prior.dense.out_features + 1)
-        self.to_gaussian, self.gaussian = self._products([_join(parts, dtype) for parts in of_gaussian], memory)
+        self.prior_input = memory(count, self.to_prior.shape[1] + align)  # [.., 1], as each layer's of the reward head
+        self.to_gaussian, results = self._products([_join(parts, dtype, align) for parts in of_gaussian], memory)
+        self.gaussian = [result[:, :s] for result in results]
         self.reward_rows = min(horizon * count, 8 * self.some_rows) if on_cpu else horizon * count
-        self.reward_hidden = [memory(self.reward_rows, matrix.shape[1] + 1) for matrix in self.to_reward]
+        self.reward_hidden = [memory(self.reward_rows, matrix.shape[1] + align) for matrix in self.to_reward]
+        self.align = align
 
     def __call__(
         self,
@@ -145,7 +172,7 @@ class RSSMRollout:
                 torch.mm(given, matrix, out=memory)
             self._update_deter()
             self.h[t + 1] = deter
-            self.activation(torch.mm(h1, self.to_prior, out=self.prior_input[:, :-1]))
+            self.activation(torch.mm(h1, self.to_prior, out=self.prior_input[:, : -self.align]))
             self.s[t + 1] = self._sample(noises[t])
         rewards = torch.cat([self._reward(features) for features in self.features.split(self.reward_rows)])
         return rewards.view(self.horizon, self.envs, -1).sum(dim=0)
@@ -187,10 +214,10 @@ class RSSMRollout:
         return torch.addcmul(mean, F.softplus(raw).add_(self.min_std), noise)
 
     def _reward(self, features: Tensor) -> Tensor:
-        """Mean rewards [r] of features [r, 1 + D + S]."""
+        """Mean rewards [r] of features [r, 1 + D + S] (each filled up)."""
         y = features
         for matrix, memory in zip(self.to_reward, self.reward_hidden, strict=True):
             hidden = memory[: len(y)]
-            self.activation(torch.mm(y, matrix, out=hidden[:, :-1]))
+            self.activation(torch.mm(y, matrix, out=hidden[:, : -self.align]))
             y = hidden
         return torch.mm(y, self.reward_output)[:, 0].float()

@@ -503,7 +503,7 @@ def _train(
             threads = first.get("threads") or hardware.resolve_threads(config.runtime.threads)
             torch.set_num_threads(threads)
             hardware.keep_freed_memory()
-            hardware.allow_tf32(device)
+            hardware.use(device)
             run_dir.record_start(
                 device=str(device), precision=precision, threads=threads, picture=config.env.picture, gl=backend,
                 hardware=hardware.describe(device),

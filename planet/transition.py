@@ -11,7 +11,8 @@ The posterior is carried on to t + 1. The state before the first step is all zer
 normal numbers, one per stochastic unit; where the model uses the mean in place of a sample they are ignored.
 
 Shapes: B batch, T time, A action, E embedding, D deterministic, S stochastic. Everything here is float32, whatever
-autocast says: a recurrence gains little from short numbers and loses accuracy.
+autocast says: a recurrence gains little from short numbers and loses accuracy. On a GPU that means sums, states and
+nonlinear functions; the factors of matrix products are rounded to TF32 (`planet.hardware.use`), here as everywhere.
 """
 
 from __future__ import annotations
@@ -133,5 +134,9 @@ class Transition(nn.Module, ABC):
 
 
 def float32(device: torch.device) -> torch.autocast:
-    """Return a context in which autocast does not shorten numbers."""
+    """Return a context in which autocast does not shorten numbers.
+
+    It does not keep TF32 out: that setting is one for all threads, and the backward pass, which is half of the
+    products, runs after the context has ended.
+    """
     return torch.autocast(device.type, enabled=False)

@@ -3,7 +3,7 @@
 Knows pictures, actions and rewards as tensors in the time convention of `planet.transition`; knows nothing of replay,
 optimisers, environments or planning. State is passed in and returned, never kept. Numbers are drawn from the given
 generators alone, which must live on the model's device; autocast around a call shortens the convolutions and the dense
-networks of that call, while parameters, the recurrence and every loss stay float32.
+networks of that call, while parameters, the recurrence and every loss stay float32 (TF32 products on a GPU).
 
 Shapes: B batch, T time, A action, S stochastic, N environments, J candidates, H horizon.
 """

@@ -144,16 +144,19 @@ def job_slots(runs: int, environment: Mapping[str, str] | None = None) -> list[S
 
 @contextmanager
 def mps(wanted: bool) -> Iterator[dict[str, str]]:
-    """Run a private MPS daemon while the pack runs; yields the environment its clients need."""
+    """Run a private MPS daemon while the pack runs; yields the environment its clients need.
+
+    The daemon does not get CUDA_VISIBLE_DEVICES: it would count its clients' GPUs anew from 0, and a client that is
+    told "2" would see none. The clients' own numbers then mean what they mean without MPS, for drawing too.
+    """
     if not wanted:
         yield {}
         return
     with tempfile.TemporaryDirectory(prefix="planet-mps-") as folder:
         environment = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
-        subprocess.run(["nvidia-cuda-mps-control", "-d"], env={**os.environ, **environment}, check=True, timeout=60)
+        whole = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"} | environment
+        subprocess.run(["nvidia-cuda-mps-control", "-d"], env=whole, check=True, timeout=60)
         try:
             yield environment
         finally:
-            subprocess.run(
-                ["nvidia-cuda-mps-control"], input=b"quit\n", env={**os.environ, **environment}, check=False, timeout=60
-            )
+            subprocess.run(["nvidia-cuda-mps-control"], input=b"quit\n", env=whole, check=False, timeout=60)

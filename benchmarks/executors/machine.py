@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.executors.pool import Slot
 from planet import tasks
 from planet.config import Config
+from planet.gl import NO_GPU
 
 MAX_THREADS = 8
 """More threads for one run do not pay for networks of this size."""
@@ -22,7 +23,7 @@ def visible_gpus() -> tuple[str, ...]:
     """Return the GPUs this process may use, as CUDA_VISIBLE_DEVICES takes them; empty where there is none."""
     asked = os.environ.get("CUDA_VISIBLE_DEVICES")
     if asked is not None:
-        return tuple(part.strip() for part in asked.split(",") if part.strip() and part.strip() != "-1")
+        return tuple(part.strip() for part in asked.split(",") if part.strip() not in NO_GPU)
     if shutil.which("nvidia-smi") is None:
         return ()
     try:
@@ -55,14 +56,19 @@ def free_bytes() -> int | None:
 
 def run_bytes(config: Config) -> int:
     """Return about how much memory a run needs at its end: the replay of all its pictures, and the rest."""
+    return replay_bytes(config) + BYTES_BESIDE_REPLAY
+
+
+def replay_bytes(config: Config) -> int:
+    """Return how much memory the pictures of all episodes take."""
     episodes = config.schedule.seed_episodes + config.schedule.train_episodes
     if config.planner.dynamics == "simulator":
-        return BYTES_BESIDE_REPLAY
+        return 0
     frames = sum(
         episodes * (config.env.episode_env_steps // (config.env.action_repeat or task.action_repeat) + 1)
         for task in tasks.members(config.task)
     )
-    return frames * 3 * 64 * 64 + BYTES_BESIDE_REPLAY
+    return frames * 3 * 64 * 64
 
 
 def slots(

@@ -39,8 +39,8 @@ def measure(benchmark: Any, what: str, action: Any) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_update_on_a_gpu(benchmark: Any, precision: str) -> None:
-    device, config = torch.device("cuda"), config_of("paper")
-    hardware.allow_tf32(device)
+    device, config = torch.device("cuda:0"), config_of("paper")
+    hardware.use(device)
     learner = Learner(model_of(config), config.optimizer, device, precision)
     batch, generator = batch_of(config), torch.Generator(device).manual_seed(0)
     there = DeviceBatch(*(torch.from_numpy(x).to(device) for x in (batch.obs, batch.action, batch.reward)))
@@ -51,8 +51,8 @@ def test_update_on_a_gpu(benchmark: Any, precision: str) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("envs", [1, 10])
 def test_decision_on_a_gpu(benchmark: Any, envs: int, precision: str) -> None:
-    device, config = torch.device("cuda"), config_of("paper")
-    hardware.allow_tf32(device)
+    device, config = torch.device("cuda:0"), config_of("paper")
+    hardware.use(device)
     agent = Agent(model_of(config).to(device), config.planner, action_size=ACTIONS, precision=precision)
     state = agent.start([torch.Generator(device).manual_seed(n) for n in range(envs)])
     frames = np.zeros((envs, 3, 64, 64), np.uint8)

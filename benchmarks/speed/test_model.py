@@ -65,10 +65,10 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def batch_of(config: Config) -> Batch:
-    """Random pictures: their content does not change the time."""
+    """Random pictures, in memory as a replay's are, channels last: their content does not change the time."""
     rng, shape = np.random.default_rng(0), (config.batch.size, config.batch.chunk)
     return Batch(
-        rng.integers(256, size=(*shape, 3, 64, 64), dtype=np.uint8),
+        np.moveaxis(rng.integers(256, size=(*shape, 64, 64, 3), dtype=np.uint8), -1, 2),
         rng.uniform(-1, 1, (*shape, ACTIONS)).astype(np.float32),
         rng.random(shape, np.float32),
     )
@@ -88,7 +88,8 @@ def test_update(benchmark: Any, preset: str, rounds: int, precision: str) -> Non
     plain_model = model_of(config)
     optimizer = plain.make_optimizer(plain_model)
     batch, generator = batch_of(config), seeded(0)
-    obs, action, reward = (torch.from_numpy(x) for x in (batch.obs, batch.action, batch.reward))
+    # A plain replay keeps pictures as networks name their axes.
+    obs, action, reward = (torch.from_numpy(x).contiguous() for x in (batch.obs, batch.action, batch.reward))
 
     ratio = in_turns(
         benchmark,

@@ -134,14 +134,17 @@ def test_gpus_are_dealt_out_and_cores_shared(monkeypatch):
 
 def test_mps_is_started_for_the_pack_and_ended_with_it(tmp_path, monkeypatch):
     program = tmp_path / "nvidia-cuda-mps-control"
-    program.write_text(f'#!/bin/sh\n[ "$1" = -d ] && echo start >> {tmp_path}/log || cat >> {tmp_path}/log\n')
+    program.write_text(
+        f'#!/bin/sh\nexec >> {tmp_path}/log\n[ "$1" = -d ] && echo "start ${{CUDA_VISIBLE_DEVICES-all}}" || cat\n'
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")  # counted anew by a daemon that gets it
     with job.mps(True) as environment:
         folder = Path(environment["CUDA_MPS_PIPE_DIRECTORY"])
         assert folder.is_dir()
 
-    assert (tmp_path / "log").read_text() == "start\nquit\n"
+    assert (tmp_path / "log").read_text() == "start all\nquit\n"
     assert not folder.exists()
     with job.mps(False) as environment:
         assert environment == {}

@@ -57,7 +57,10 @@ def test_more_at_a_time_than_gpus_share_them():
     assert places(slots) == ["0", "1", "0", "1", "0"]
 
 
-@pytest.mark.parametrize(("value", "gpus"), [("", ()), ("-1", ()), ("0,2", ("0", "2")), ("GPU-abc", ("GPU-abc",))])
+@pytest.mark.parametrize(
+    ("value", "gpus"),
+    [("", ()), ("-1", ()), ("NoDevFiles", ()), ("0,2", ("0", "2")), ("GPU-abc", ("GPU-abc",))],
+)
 def test_visible_gpus_are_those_cuda_may_see(monkeypatch, value, gpus):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
 

@@ -13,10 +13,10 @@ def some(updates=10, seconds=2.0, **changes):
     return Work(**{"updates": updates, "seconds": seconds, **base, **changes})
 
 
-def at(runs, updates_per_second):
+def at(runs, updates_per_second, run_gib=0.0, card_gib=0.0):
     return Pace(
         runs=runs, updates_per_second=updates_per_second, hours_per_run=1, runs_per_day=1, update_ms=1, decision_ms=1,
-        gpu_gib=1,
+        gpu_gib=1, run_gib=run_gib, card_gib=card_gib,
     )  # fmt: skip
 
 
@@ -28,7 +28,7 @@ def test_the_pace_is_that_of_all_together():
     assert found.hours_per_run == pytest.approx(100_000 / 10 / 3600)
     assert found.runs_per_day == pytest.approx(2 * 24 / (100_000 / 10 / 3600))
     assert found.update_ms == pytest.approx(1000 * 1.0 / 40) and found.decision_ms == pytest.approx(1000 * 2.0 / 50)
-    assert found.gpu_gib == 2.0
+    assert found.gpu_gib == 2.0 and found.fits
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,13 @@ def test_the_pace_is_that_of_all_together():
     ],
 )
 def test_the_recommendation_is_the_smallest_that_no_larger_beats_clearly(paces, best):
+    assert packing.recommend(paces).runs == best
+
+
+@pytest.mark.parametrize(("card_gib", "best"), [(122.0, 8), (121.9, 4), (62.0, 4), (32.0, 2), (16.0, 1)])
+def test_no_more_are_recommended_than_have_room_for_whole_runs(card_gib, best):
+    paces = [at(k, 10.0 * k, run_gib=15.0, card_gib=card_gib) for k in (1, 2, 4, 8)]
+
     assert packing.recommend(paces).runs == best
 
 

@@ -24,7 +24,8 @@ PATIENCE = 4
 """Waiting times below are generous for an idle machine, and this many times as long for a busy one."""
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
-CHANGES = ("schedule.train_episodes=8", "runtime.checkpoint_seconds=0")
+ON_CPU = "runtime.device=cpu"  # a run that Slurm promises a GPU, a fake one here, refuses to start on a CPU unasked
+CHANGES = ("schedule.train_episodes=8", "runtime.checkpoint_seconds=0", ON_CPU)
 ONE = ("--tasks", "cartpole_swingup", "--preset", "smoke", "--set", *CHANGES)
 VARIANT = "base+schedule.train_episodes=8"
 PROFILE = """
@@ -184,7 +185,7 @@ def job(runs):
 
 
 def test_the_suite_runs_as_an_array_on_distinct_gpus_and_is_never_submitted_twice(runs, cluster):
-    words = ("--suite", "dmc6", "--seeds", "2", "--preset", "smoke", "--max-parallel", "2")
+    words = ("--suite", "dmc6", "--seeds", "2", "--preset", "smoke", "--max-parallel", "2", "--set", ON_CPU)
     out = launch(runs, *words)
     assert "submitted 12 runs in 12 jobs" in out
     everything = [path for path in (RunDir(p.parent) for p in sorted(runs.glob("smoke/base/*/*/run.json")))]
@@ -328,7 +329,7 @@ def test_one_signal_saves_all_runs_of_a_pack(runs, cluster, unbroken):
 
 
 def test_an_exception_is_shown_and_the_run_can_be_retried(runs, cluster):
-    words = ("--tasks", "cartpole_swingup", "--seeds", "1", "--preset", "smoke")
+    words = ("--tasks", "cartpole_swingup", "--seeds", "1", "--preset", "smoke", "--set", ON_CPU)
     broken = PROFILE.replace('["export', '["unset DISPLAY; export MUJOCO_GL=glfw", "export')
     launch(runs, *words, profile=broken)
     run = directory(runs, variant="base")
@@ -369,6 +370,8 @@ def test_launching_from_inside_an_allocation_works(runs, cluster):
         "slurm",
         "--cluster",
         str(file),
+        "--set",
+        ON_CPU,
     ]
     command = [sys.executable, str(ROOT / "benchmarks" / "launch.py"), *words, "--runs", str(runs)]
     out = cluster.run("srun", "--ntasks=1", "--cpus-per-task=2", "--gpus-per-node=2", "--partition=low", *command)

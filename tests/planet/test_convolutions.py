@@ -44,3 +44,15 @@ def test_transposed(inputs: int, outputs: int, kernel: int, size: int) -> None:
     )
 
     check(transposed, lambda x, w, b: F.conv_transpose2d(x, w, b, stride=2), x, weight, bias)
+
+
+@pytest.mark.parametrize("function", [convolve, transposed])
+def test_other_devices_get_torch_s_own(function: object) -> None:
+    """`meta` stands for a GPU."""
+    x, weight, bias = (
+        torch.empty(shape, device="meta", requires_grad=True) for shape in [(2, 3, 6, 6), (3, 3, 4, 4), (3,)]
+    )
+
+    y = function(x, weight, bias)  # pyright: ignore[reportCallIssue]
+
+    assert isinstance(y, Tensor) and y.grad_fn is not None and y.grad_fn.name() == "ConvolutionBackward0"

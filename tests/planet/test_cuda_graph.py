@@ -12,7 +12,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from planet import agent as agent_module
 from planet.agent import Agent
 from planet.config import ModelConfig, ObjectiveConfig, OptimizerConfig, PlannerConfig
-from planet.cuda_graph import WARM_UP, CudaGraph
+from planet.cuda_graph import WARM_UP, CudaGraph, pack, unpack
+from planet.device_replay import DeviceBatch
 from planet.learner import Learner
 from planet.replay import Batch
 from planet.world_model import WorldModel
@@ -106,6 +107,21 @@ def test_predictions_that_are_not_finite_are_named(monkeypatch: pytest.MonkeyPat
         agent._decide_recorded(agent.start([torch.Generator()]), torch.from_numpy(frames(1)))
 
 
+def test_results_packed_by_type_come_back_as_they_were() -> None:
+    given = {
+        "loss": torch.tensor(3.0), "plan": torch.arange(12.0).view(2, 3, 2).transpose(1, 2),
+        "undefined": torch.arange(4).view(2, 2), "norm": torch.tensor(-1.5),
+    }  # fmt: skip
+
+    packed = pack(given)
+    found = unpack({dtype: numbers.clone() for dtype, numbers in packed.items()}, given)
+
+    assert {dtype: len(numbers) for dtype, numbers in packed.items()} == {torch.float32: 14, torch.int64: 4}
+    assert list(found) == list(given)
+    for name, value in given.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+
+
 def test_a_state_from_another_device_keeps_this_one_s_optimiser() -> None:
     learner = Learner(world_model(), OptimizerConfig(), CPU)
     learner.update(batch(), torch.Generator())
@@ -136,6 +152,24 @@ def test_recorded_updates_are_those_run_one_by_one(precision: str) -> None:
 
     for mine, other in zip(recorded.world_model.parameters(), eager.world_model.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_batch_may_be_overwritten_when_its_update_returns() -> None:
+    device = torch.device("cuda")
+    ours, theirs = (Learner(world_model(), OptimizerConfig(), device) for _ in range(2))
+    memory = batch()
+    found, expected = {}, {}
+    for number in range(20):
+        given = batch(number)
+        for name in ("obs", "action", "reward"):
+            getattr(memory, name)[:] = getattr(given, name)
+        there = DeviceBatch(*(torch.from_numpy(x).to(device) for x in (given.obs, given.action, given.reward)))
+
+        found = ours.update(memory, torch.Generator(device).manual_seed(number))  # and not waited for
+        expected = theirs.update(there, torch.Generator(device).manual_seed(number))
+
+    torch.testing.assert_close(found["loss"], expected["loss"], rtol=1e-2, atol=0)
 
 
 @pytest.mark.gpu

@@ -153,6 +153,7 @@ def test_the_gpu_that_cuda_sees_first_draws(fresh: pytest.MonkeyPatch) -> None:
         ("0", "1"),
         ("", "4"),
         ("-1", "4"),
+        ("NoDevFiles", "4"),
         ("GPU-1a2b", "1"),
     ):
         fresh.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)

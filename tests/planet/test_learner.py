@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from planet.config import ModelConfig, ObjectiveConfig, OptimizerConfig
-from planet.learner import Learner
+from planet.learner import Learner, Staging
 from planet.world_model import WorldModel
 
 CPU = torch.device("cpu")
@@ -105,6 +105,36 @@ def test_resuming_from_a_saved_state_continues_bit_for_bit(tmp_path: Any) -> Non
         resumed.update(chunks(), seeded(i))
 
     assert torch.equal(parameters(resumed), parameters(unbroken))
+
+
+def test_staged_memory_is_written_again_only_when_it_has_been_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    class Event:
+        def __init__(self) -> None:
+            self.name = "AB"[len(made)]
+            made.append(self)
+
+        def synchronize(self) -> None:
+            told.append(f"wait for {self.name}")
+
+        def record(self, stream: object) -> None:
+            told.append(f"copied {self.name}")
+
+    made: list[Event] = []
+    empty_like = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda x, pin_memory: empty_like(x))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    staging = Staging(CPU)  # whose copies are the page-locked memory itself
+    pictures = torch.arange(24).view(1, 2, 3, 4).movedim(-1, 1)
+
+    first, second, third = ([x.data_ptr() for x in staging(-pictures, torch.zeros(1))] for _ in range(3))
+
+    assert told == ["wait for A", "copied A", "wait for B", "copied B", "wait for A", "copied A"]
+    assert first == third and not set(first) & set(second)
+    found, _ = staging(pictures, torch.ones(1))
+    assert found.stride() == pictures.stride() and torch.equal(found, pictures)
 
 
 def test_bfloat16_changes_the_numbers_a_little() -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,15 +119,54 @@ def test_signals_meant_for_the_run_do_not_end_its_simulators() -> None:
     with pool(CARTPOLE, 1) as envs:
         envs[0].reset(0)
         [pid] = processes(envs)
-        for name in (signal.SIGINT, signal.SIGUSR2, signal.SIGCONT):
+        for name in (signal.SIGINT, signal.SIGUSR2, signal.SIGCONT, signal.SIGTERM):
             os.kill(pid, name)
         assert envs[0].reset(1).any()
+    assert not is_alive(pid)
 
-        os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + 20
-        while is_alive(pid) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not is_alive(pid)
+
+RUN = """
+import sys
+import numpy as np
+from planet.config import EnvConfig
+from planet.parallel_envs import parallel_envs
+from planet.stop_signal import StopSignal
+from planet.tasks import TASKS
+
+with StopSignal() as stop:
+    print("starting", flush=True)
+    envs = parallel_envs(TASKS["cartpole_swingup"], EnvConfig(picture="fast"), 2, processes=2)
+    print(*(env._worker._process.pid for env in envs), flush=True)
+    envs[0].reset(0)
+    while not stop.requested:
+        if envs[0].step(np.zeros(1, np.float32)).last:
+            envs[0].reset(0)
+    for env in envs:
+        env.close()
+    sys.exit(75)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["starting", "working"])
+def test_a_termination_of_the_whole_process_group_is_a_clean_stop(moment: str) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-c", RUN], start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert run.stdout is not None and run.stdout.readline() == "starting\n"
+    pids = [int(word) for word in run.stdout.readline().split()] if moment == "working" else []
+
+    while run.poll() is None and len(children(run.pid)) < 2:
+        time.sleep(0.001)
+    os.killpg(run.pid, signal.SIGTERM)
+    out, errors = run.communicate(timeout=60)
+
+    assert (run.returncode, errors) == (75, "")
+    assert not any(is_alive(pid) for pid in pids or map(int, out.split()))
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from planet import rssm_rollout
 from planet.config import ModelConfig, ObjectiveConfig
 from planet.networks import compute_dtype
 from planet.rssm import RSSM
-from planet.rssm_rollout import RSSMRollout
+from planet.rssm_rollout import ALIGNED, RSSMRollout
 from planet.transition import State
 from planet.world_model import WorldModel
 
@@ -47,9 +47,9 @@ def inputs(model: WorldModel, envs: int = ENVS, rows: int = ROWS, horizon: int =
 
 
 def rollout_of(model: WorldModel, dtype: torch.dtype = torch.float32, *, envs: int = ENVS, rows: int = ROWS,
-               horizon: int = HORIZON) -> RSSMRollout:  # fmt: skip
+               horizon: int = HORIZON, align: int | None = None) -> RSSMRollout:  # fmt: skip
     assert isinstance(model.transition, RSSM)
-    return RSSMRollout(model.transition, model.reward, envs=envs, rows=rows, horizon=horizon, dtype=dtype)
+    return RSSMRollout(model.transition, model.reward, envs=envs, rows=rows, horizon=horizon, dtype=dtype, align=align)
 
 
 @torch.no_grad()
@@ -79,6 +79,46 @@ def test_returns_equal_the_plain_loop(changes: dict[str, Any]) -> None:
 
     expected = plain.returns(model, latent, actions, noise.transpose(0, 1).flatten(1, 2))
     torch.testing.assert_close(returns, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, PAPER, {"activation": "elu"}, {"mean_only": True}, {"reward_layers": 3}], ids=str
+)
+def test_the_aligned_layout_of_a_gpu_gives_the_same(changes: dict[str, Any]) -> None:
+    model = build(**changes)
+    state, _ = state_of(model)
+    actions, noise = inputs(model)
+
+    returns = roll(rollout_of(model, align=ALIGNED), state, actions, noise)
+
+    torch.testing.assert_close(returns, roll(rollout_of(model), state, actions, noise), rtol=1e-5, atol=1e-5)
+
+
+def test_the_aligned_layout_gives_the_same_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rssm_rollout, "SHORT_FROM", 1)
+    model = build()
+    state, _ = state_of(model)
+    actions, noise = inputs(model)
+    dense, aligned = (rollout_of(model, torch.bfloat16, align=align) for align in (None, ALIGNED))
+
+    returns = roll(aligned, state, actions, noise)
+
+    assert aligned.short
+    torch.testing.assert_close(returns, roll(dense, state, actions, noise), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_operand_of_a_product_is_aligned(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rssm_rollout, "SHORT_FROM", 1)
+    rollout, seen, mm = rollout_of(build(reward_layers=3), dtype, align=ALIGNED), [], torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, **out: seen.extend([a, b, *out.values()]) or mm(a, b, **out))
+
+    roll(rollout, state_of(build())[0], *inputs(build()))
+
+    assert len(seen) > 3 * HORIZON
+    for operand in seen:
+        assert operand.stride(1) == 1 and operand.shape[1] % ALIGNED == 0
+        assert operand.stride(0) % ALIGNED == 0 and operand.storage_offset() % ALIGNED == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

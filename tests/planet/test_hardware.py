@@ -1,0 +1,63 @@
+"""What `auto` means where there is no GPU, where there is one, and where one was promised."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from planet import doctor, hardware
+
+
+@pytest.mark.parametrize("visible", [None, "", "-1", "NoDevFiles", "-1,0"])
+def test_auto_is_the_cpu_where_no_gpu_was_promised(visible: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    assert hardware.resolve_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("visible", ["0", "2,3", "GPU-1a2b"])
+def test_auto_is_refused_where_a_promised_gpu_cannot_be_seen(visible: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    with pytest.raises(
+        ValueError, match=rf"CUDA_VISIBLE_DEVICES is '{visible}', but torch .* sees no GPU; .*device=cpu"
+    ):
+        hardware.resolve_device("auto")
+    assert hardware.resolve_device("cpu") == torch.device("cpu")  # who asks for it gets it
+    assert {"gpu": "problem"}.items() <= {check.name: check.state for check in doctor.torch()}.items()
+
+
+def test_auto_is_the_first_visible_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    assert hardware.resolve_device("auto") == torch.device("cuda:0")
+
+
+def test_bfloat16_that_a_gpu_only_emulates_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: asked.append(device) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+
+    assert hardware.resolve_precision("auto", torch.device("cuda:1")) == "float32"
+    assert asked == [torch.device("cuda:1")]
+
+
+def test_a_gpu_in_use_is_the_current_one_and_repeats_its_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+    precision, deterministic = torch.get_float32_matmul_precision(), torch.backends.cudnn.deterministic
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", deterministic)  # restored afterwards
+
+    hardware.use(torch.device("cpu"))
+    assert not current and torch.get_float32_matmul_precision() == precision
+
+    try:
+        hardware.use(torch.device("cuda:1"))
+        assert current == [torch.device("cuda:1")]
+        assert torch.backends.cudnn.deterministic and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(precision)
