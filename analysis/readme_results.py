@@ -365,7 +365,7 @@ def _note(run: Run) -> str:
         score = f" (evaluation after {point}: mean {mean:.0f})" if len(evals) else ""
         said.append(f"ended at {run.status.get('episode') or 0} of {run.episodes_total} episodes{score}")
     if len(run.commits) > 1:
-        said.append(f"was begun with the code of {' and went on with that of '.join(c[:7] for c, _ in run.commits)}")
+        said.append(f"made with the code of {', then '.join(commit[:7] for commit, _ in run.commits)}")
     if run.code:
         said.append(f"made with {run.code}")
     return f"`{run.preset}/{run.name}` {', '.join(said)}" if said else ""
