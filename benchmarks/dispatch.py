@@ -123,7 +123,7 @@ class Local:
         threads = slots[0].environment["OMP_NUM_THREADS"]
         print(f"on this machine, {len(slots)} at a time ({why}), {threads} thread{'s' * (threads != '1')} each")
         if not self.gpus and any(item.run.preset == "paper" for item in items):
-            print("no GPU here, and paper size is made for one: --preset quick learns a task in under two hours. Starting")
+            print("no GPU here, and paper size is made for one: --preset quick learns in two hours. Starting")
 
     def start(self, items: Sequence[Item], preset_folder: Path, suite: str) -> int:
         from benchmarks.executors import local
