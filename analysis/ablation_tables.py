@@ -230,8 +230,7 @@ def claims_table(found: Sequence[Effect]) -> Table:
         rows.append(
             {
                 "variant": series_label(series) + against,
-                "question": question.question if question else "",
-                "changed": ", ".join(own[0].changed),
+                "question": f"{question.question if question else ''} ({', '.join(own[0].changed)})".strip(),
                 "the paper": (f"{question.figure}: {question.claim}" if question and question.claim else "no claim"),
                 "effect": with_interval(interval) + when,
                 "paper's": "–" if paper is None else signed(paper),
@@ -249,12 +248,12 @@ def claims_table(found: Sequence[Effect]) -> Table:
                 "final": not when, "verdict": verdict,
             }
         )  # fmt: skip
-    for text in ("variant", "question", "changed", "the paper", "pairs"):
-        long = text in ("question", "changed", "the paper")
+    for text in ("variant", "question", "the paper", "pairs"):
+        long = text in ("question", "the paper")
         classes |= {(i, text): "wrap long" if long else "wrap" for i in range(len(rows))}
     return Table(
         "ablations", "Questions and answers", READ, pd.DataFrame(data), pd.DataFrame(rows),
-        ("variant", "question", "changed", "the paper", "pairs", "verdict"), classes=classes, html=markup, stacked=True,
+        ("variant", "question", "the paper", "pairs", "verdict"), classes=classes, html=markup, stacked=True,
     )  # fmt: skip
 
 
