@@ -13,6 +13,9 @@ from synthetic_runs import make_run
 from analysis import readme_results
 from analysis.readme_results import BEGIN, END, FIGURES, ROOT, csv, read, with_block
 from analysis.report import make_report
+from planet.config import identity_hash
+from planet.presets import resolve
+from planet.run_dir import RunDir
 
 STALE = "results/ and README.md disagree: run make results (python analysis/readme_results.py) and commit what changes"
 
@@ -53,6 +56,14 @@ def test_the_readme_says_what_results_say() -> None:
         assert (ROOT / FIGURES / f"{figure.name}.csv").read_text() == csv(figure), STALE
         assert 3_000 < (ROOT / FIGURES / f"{figure.name}.png").stat().st_size < 250_000
     assert block.figures, "no run in results/ has learned a model"
+
+
+def test_committed_runs_have_the_presets_configuration() -> None:
+    """A preset that changes leaves its evidence behind: run it again, or file it under the changed keys' name."""
+    for path in sorted((ROOT / "results").glob("*/base/*/seed_*")):
+        preset, _, task, name = path.parts[-4:]
+        expected = resolve(task, preset=preset, seed=int(name.removeprefix("seed_")))
+        assert identity_hash(RunDir(path).config()) == identity_hash(expected), path
 
 
 def test_a_row_equals_a_direct_computation(root: Path) -> None:
