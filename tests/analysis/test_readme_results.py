@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from synthetic_runs import make_run
 
 from analysis import readme_results
-from analysis.readme_results import BEGIN, END, FIGURES, ROOT, csv, read, with_block
+from analysis.readme_results import BEGIN, END, FIGURES, RANDOM, ROOT, csv, read, with_block
 from analysis.report import make_report
 from planet.config import identity_hash
 from planet.presets import resolve
@@ -60,10 +62,20 @@ def test_the_readme_says_what_results_say() -> None:
 
 def test_committed_runs_have_the_presets_configuration() -> None:
     """A preset that changes leaves its evidence behind: run it again, or file it under the changed keys' name."""
-    for path in sorted((ROOT / "results").glob("*/base/*/seed_*")):
+    paths = sorted((ROOT / "results").glob("*/base/*/seed_*"))
+    assert paths
+    for path in paths:
         preset, _, task, name = path.parts[-4:]
         expected = resolve(task, preset=preset, seed=int(name.removeprefix("seed_")))
         assert identity_hash(RunDir(path).config()) == identity_hash(expected), path
+
+
+def test_random_returns_are_those_of_the_script() -> None:
+    script = runpy.run_path(str(ROOT / "results/random_policy.py"))
+    table = pd.read_csv(ROOT / RANDOM)
+    row = table[table["task"] == "cartpole_swingup"].iloc[0]
+
+    assert script["random_return"](row["task"], int(row["env_seed"])) == pytest.approx(row["return"], rel=1e-3)
 
 
 def test_a_row_equals_a_direct_computation(root: Path) -> None:
