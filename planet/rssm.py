@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from planet import rssm_observe
 from planet.networks import ACTIVATIONS, Activation, GaussianHead
 from planet.transition import State, Transition, float32
 
@@ -75,17 +76,17 @@ class RSSM(Transition):
         with float32(action.device):
             # What does not depend on the state is computed for all steps at once, time first: [T, B, hidden].
             w_stoch, w_action = self.input.weight.split([self.stoch_size, action.shape[-1]], dim=1)
-            w_deter, w_embed = self.posterior_head.dense.weight.split([self.deter_size, embed.shape[-1]], dim=1)
-            from_action = F.linear(action.transpose(0, 1), w_action, self.input.bias).unbind()
-            from_embed = F.linear(embed.float().transpose(0, 1), w_embed, self.posterior_head.dense.bias).unbind()
-            noises = noise.transpose(0, 1).contiguous().unbind()
-            deter, stoch, states = start.deter, start.stoch, []
-            for t in range(action.shape[1]):
-                deter = self.cell(self.activation(from_action[t] + F.linear(stoch, w_stoch)), deter)
-                mean, std = self.posterior_head.from_preactivation(from_embed[t] + F.linear(deter, w_deter))
-                stoch = self.sample(mean, std, noises[t])
-                states.append(State(deter, stoch, mean, std))
-            posterior = State.stack(states, dim=1)
+            head, cell = self.posterior_head, self.cell
+            w_deter, w_embed = head.dense.weight.split([self.deter_size, embed.shape[-1]], dim=1)
+            results = rssm_observe.observe(
+                F.linear(action.transpose(0, 1), w_action, self.input.bias),
+                F.linear(embed.float().transpose(0, 1), w_embed, head.dense.bias),
+                noise.transpose(0, 1), start.deter, start.stoch,
+                w_stoch, cell.weight_ih, cell.bias_ih, cell.weight_hh, cell.bias_hh,
+                w_deter, head.output.weight, head.output.bias,
+                rssm_observe.Options(self.activation, head.min_std, head.fixed_std, self.mean_only),
+            )  # fmt: skip
+            posterior = State(*(x.transpose(0, 1) for x in results))
             # The recurrence needs no prior, so all of them follow in one go.
             mean, std = self.prior_head(posterior.deter)
             return posterior, State(posterior.deter, mean, mean, std)
