@@ -232,8 +232,8 @@ class RuntimeConfig:
     device: str = "auto"
     """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`; whatever N, the first visible GPU draws."""
     precision: Precision = "float32"
-    """Matrix products of the update and the plan: float32 (TF32 on a GPU), bfloat16 (parameters stay float32),
-    or `auto`: bfloat16 where the processor has it. Resolved at a run's first start and kept."""
+    """Matrix products of the update and the plan: float32 (TF32 on a GPU), bfloat16 (parameters stay float32;
+    a GPU's plans too), or `auto`: bfloat16 where the processor has it. Resolved at a run's first start and kept."""
     threads: int = 0
     """Threads of torch on the CPU; 0: resolved at a run's first start and kept, since it moves the last digits."""
     checkpoint_seconds: float = 120.0

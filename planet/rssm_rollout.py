@@ -7,10 +7,14 @@ once. A row of the working memory of step t holds
 
     [x_{t+1}, 1, h_t, s_t, 1, a_{t+1}]      x: what the GRU takes in, made of s and a
 
-so that what each product needs ([x, 1, h], [x, 1], [1, h], [1, h, s], [s, 1, a]) is a slice of it, not a copy. On a GPU
-every part, ones included, is filled up to `ALIGNED` columns with numbers that the matrices multiply by zero. Only
+so that what each product needs ([x, 1, h], [x, 1], [1, h], [1, h, s], [s, 1, a]) is a slice of it, not a copy. Only
 products are ever shortened to bfloat16: h, the gates and all nonlinear functions are float32, as in `RSSM` (and a CPU
 takes five times as long for tanh of a short type).
+
+On a GPU a step costs what starting its kernels costs, and slices cost nothing. There everything is float32, whose
+products TF32 makes fast enough, so that nothing is converted, and results go where they are needed: 13 kernels a step
+in place of 22. Every part of a row, ones included, is filled up to `ALIGNED` columns with numbers that the matrices
+multiply by zero.
 
 Shapes: R rows (environment first, then candidate, then sample), H horizon, A action, D deterministic, S stochastic.
 """
@@ -39,8 +43,8 @@ IN_CACHE = 50_000
 
 
 ALIGNED = 8
-"""Columns that parts of a row are filled up to on a GPU: 16 bytes of bfloat16. Its fast matrix kernels load that much
-at a time and are not taken where a row or a slice begins elsewhere."""
+"""Columns that parts of a row are filled up to on a GPU. Its fast matrix kernels load 16 bytes at a time, some 32, and
+are not taken where a row or a slice begins elsewhere."""
 
 
 def rows_in_cache(deter: int) -> int:
@@ -85,16 +89,16 @@ class RSSMRollout:
         rows: int,
         horizon: int,
         dtype: torch.dtype,
-        align: int | None = None,
+        few_kernels: bool | None = None,
     ) -> None:
-        """dtype: of matrix products, where they are large enough for a short one to pay; align: columns that parts of
-        a row are filled up to (default: `ALIGNED` on a GPU; 1 on a CPU, which would only compute more)."""
+        """dtype: of a CPU's matrix products, where they are large enough for a short one to pay; few_kernels: work as
+        on a GPU (the default there)."""
         cell, count, device = rssm.cell, envs * rows, rssm.cell.weight_ih.device
         d, s, x, a = rssm.deter_size, rssm.stoch_size, cell.input_size, rssm.input.in_features - rssm.stoch_size
-        on_cpu = device.type == "cpu"
-        align = align or (1 if on_cpu else ALIGNED)
+        self.few_kernels = device.type == "cuda" if few_kernels is None else few_kernels
+        align = ALIGNED if self.few_kernels else 1
         # By the rows of one environment: whoever plans beside it must not change how it computes.
-        dtype = torch.float32 if on_cpu and rows * d < SHORT_FROM else dtype
+        dtype = torch.float32 if self.few_kernels or rows * d < SHORT_FROM else dtype
         self.short, self.horizon, self.envs = dtype is not torch.float32, horizon, envs
         self.activation = ACTIVATIONS_IN_PLACE[rssm.activation]
         self.mean_only, self.min_std, self.fixed_std = (
@@ -110,7 +114,8 @@ class RSSMRollout:
         (_, _, b_new), (_, _, b_new_h) = (b.split(d) for b in (cell.bias_ih, cell.bias_hh))
         b_reset, b_update, _ = (cell.bias_ih + cell.bias_hh).split(d)
         # reset, update, candidate from x and candidate from h
-        if self.short:  # all multiply [x, 1, h]: one product with zeros in it takes less time than four
+        self.joined = self.short or self.few_kernels
+        if self.joined:  # all multiply [x, 1, h]: one product with zeros in it takes less time than four
             no_x, no_h = torch.zeros_like(new), torch.zeros_like(new_h)
             last_two = [[new, b_new, no_h], [no_x, b_new_h, new_h]]
         else:
@@ -135,7 +140,7 @@ class RSSMRollout:
         one, h, end, after_s, action, width = itertools.accumulate(_filled(part, align) for part in (x, 1, d, s, 1, a))
         steps = memory(horizon + 1, count, width)
         self.h, self.s, self.a = steps[..., h : h + d], steps[..., end : end + s], steps[..., action : action + a]
-        cell_inputs = [slice(end)] if self.short else [slice(end), slice(end), slice(h), slice(one, end)]
+        cell_inputs = [slice(end)] if self.joined else [slice(end), slice(end), slice(h), slice(one, end)]
         self.slices = [
             (row[:, end:], row[:, :one], [row[:, part] for part in cell_inputs], after[:, one:end])
             for row, after in itertools.pairwise(steps.unbind())
@@ -144,12 +149,13 @@ class RSSMRollout:
         self.deter = memory(count, d, dtype=torch.float32)
         self.to_cell, cell_results = self._products([_join(parts, dtype, align) for parts in of_cell], memory)
         self.cell = [result[:, :d] for result in cell_results]
-        self.some_rows = min(count, rows_in_cache(d)) if on_cpu else count
+        self.both_gates = self.to_cell[0][1][:, : 2 * cell_results[0].shape[1]]  # reset and update, where joined
+        self.some_rows = count if self.few_kernels else min(count, rows_in_cache(d))
         self.parts = [memory(self.some_rows, d, dtype=torch.float32) for _ in range(4)]
         self.prior_input = memory(count, self.to_prior.shape[1] + align)  # [.., 1], as each layer's of the reward head
         self.to_gaussian, results = self._products([_join(parts, dtype, align) for parts in of_gaussian], memory)
         self.gaussian = [result[:, :s] for result in results]
-        self.reward_rows = min(horizon * count, 8 * self.some_rows) if on_cpu else horizon * count
+        self.reward_rows = horizon * count if self.few_kernels else min(horizon * count, 8 * self.some_rows)
         self.reward_hidden = [memory(self.reward_rows, matrix.shape[1] + align) for matrix in self.to_reward]
         self.align = align
 
@@ -170,10 +176,16 @@ class RSSMRollout:
             self.activation(torch.mm(s1a, self.to_input, out=x))
             for given, (matrix, memory) in zip(inputs, self.to_cell, strict=True):
                 torch.mm(given, matrix, out=memory)
-            self._update_deter()
-            self.h[t + 1] = deter
+            if self.few_kernels:
+                self._next_deter(self.h[t], out=self.h[t + 1])
+            else:
+                self._update_deter()
+                self.h[t + 1] = deter
             self.activation(torch.mm(h1, self.to_prior, out=self.prior_input[:, : -self.align]))
-            self.s[t + 1] = self._sample(noises[t])
+            if self.few_kernels:
+                self._sample(noises[t], out=self.s[t + 1])
+            else:
+                self.s[t + 1] = self._sample(noises[t])
         rewards = torch.cat([self._reward(features) for features in self.features.split(self.reward_rows)])
         return rewards.view(self.horizon, self.envs, -1).sum(dim=0)
 
@@ -183,7 +195,7 @@ class RSSMRollout:
         """Return the products to compute as (matrix, memory), and the results of all matrices: one short product whose
         slices they are, or a float32 product each, which costs nothing to start."""
         rows, widths = len(self.deter), [matrix.shape[1] for matrix in matrices]
-        if self.short:
+        if self.joined:
             together = memory(rows, sum(widths))
             return [(torch.cat(matrices, dim=1), together)], list(together.split(widths, dim=1))
         results = [memory(rows, width) for width in widths]
@@ -203,15 +215,21 @@ class RSSMRollout:
             new.addcmul_(reset.sigmoid_(), new_from_deter).tanh_()
             torch.lerp(new, h, update.sigmoid_(), out=h)
 
-    def _sample(self, noise: Tensor) -> Tensor:
+    def _next_deter(self, h: Tensor, *, out: Tensor) -> None:
+        """Write h one step on, given the cell's products: `_update_deter` where kernels count and slices do not."""
+        reset, update, new, new_from_deter = self.cell
+        self.both_gates.sigmoid_()
+        torch.lerp(new.addcmul_(reset, new_from_deter).tanh_(), h, update, out=out)
+
+    def _sample(self, noise: Tensor, out: Tensor | None = None) -> Tensor:
         for matrix, memory in self.to_gaussian:
             torch.mm(self.prior_input, matrix, out=memory)
         mean, raw = (part.float() for part in self.gaussian)  # a copy where they are slices
         if self.mean_only:
-            return mean
+            return mean if out is None else out.copy_(mean)
         if self.fixed_std:
-            return mean.add(noise, alpha=self.fixed_std)
-        return torch.addcmul(mean, F.softplus(raw).add_(self.min_std), noise)
+            return torch.add(mean, noise, alpha=self.fixed_std, out=out)
+        return torch.addcmul(mean, F.softplus(raw).add_(self.min_std), noise, out=out)
 
     def _reward(self, features: Tensor) -> Tensor:
         """Mean rewards [r] of features [r, 1 + D + S] (each filled up)."""

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from planet.cuda_graph import WARM_UP, CudaGraph, pack, unpack
 from planet.device_replay import DeviceBatch
 from planet.learner import Learner
 from planet.replay import Batch
+from planet.rssm_rollout import RSSMRollout
 from planet.world_model import WorldModel
 
 CPU = torch.device("cpu")
@@ -64,7 +66,9 @@ def test_an_update_never_looks_at_a_number(transition: str, precision: str, monk
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("transition", TRANSITIONS)
-def test_a_decision_never_looks_at_a_number(transition: str, precision: str) -> None:
+def test_a_decision_never_looks_at_a_number(transition: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_a_gpu = functools.partialmethod(RSSMRollout.__init__, few_kernels=True)
+    monkeypatch.setattr(RSSMRollout, "__init__", as_on_a_gpu)
     agent = agent_of(world_model(transition), precision)
     state = agent.start([torch.Generator().manual_seed(n) for n in range(2)])
     inputs = agent.decision_inputs(state, torch.from_numpy(frames(2)))

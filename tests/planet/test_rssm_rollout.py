@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.speed import plain
 from planet import rssm_rollout
@@ -47,9 +48,11 @@ def inputs(model: WorldModel, envs: int = ENVS, rows: int = ROWS, horizon: int =
 
 
 def rollout_of(model: WorldModel, dtype: torch.dtype = torch.float32, *, envs: int = ENVS, rows: int = ROWS,
-               horizon: int = HORIZON, align: int | None = None) -> RSSMRollout:  # fmt: skip
+               horizon: int = HORIZON, few_kernels: bool | None = None) -> RSSMRollout:  # fmt: skip
     assert isinstance(model.transition, RSSM)
-    return RSSMRollout(model.transition, model.reward, envs=envs, rows=rows, horizon=horizon, dtype=dtype, align=align)
+    return RSSMRollout(
+        model.transition, model.reward, envs=envs, rows=rows, horizon=horizon, dtype=dtype, few_kernels=few_kernels
+    )
 
 
 @torch.no_grad()
@@ -81,36 +84,51 @@ def test_returns_equal_the_plain_loop(changes: dict[str, Any]) -> None:
     torch.testing.assert_close(returns, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, PAPER, {"activation": "elu"}, {"mean_only": True}, {"reward_layers": 3}], ids=str
-)
-def test_the_aligned_layout_of_a_gpu_gives_the_same(changes: dict[str, Any]) -> None:
-    model = build(**changes)
-    state, _ = state_of(model)
-    actions, noise = inputs(model)
-
-    returns = roll(rollout_of(model, align=ALIGNED), state, actions, noise)
-
-    torch.testing.assert_close(returns, roll(rollout_of(model), state, actions, noise), rtol=1e-5, atol=1e-5)
-
-
-def test_the_aligned_layout_gives_the_same_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rssm_rollout, "SHORT_FROM", 1)
-    model = build()
-    state, _ = state_of(model)
-    actions, noise = inputs(model)
-    dense, aligned = (rollout_of(model, torch.bfloat16, align=align) for align in (None, ALIGNED))
-
-    returns = roll(aligned, state, actions, noise)
-
-    assert aligned.short
-    torch.testing.assert_close(returns, roll(dense, state, actions, noise), rtol=0.02, atol=0.02)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_operand_of_a_product_is_aligned(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rssm_rollout, "SHORT_FROM", 1)
-    rollout, seen, mm = rollout_of(build(reward_layers=3), dtype, align=ALIGNED), [], torch.mm
+@pytest.mark.parametrize(
+    "changes",
+    [{}, PAPER, {"activation": "elu"}, {"mean_only": True}, {"fixed_std": 0.7}, {"reward_layers": 3}],
+    ids=str,
+)
+def test_the_way_of_a_gpu_gives_the_same_whatever_the_precision(changes: dict[str, Any], dtype: torch.dtype) -> None:
+    model = build(**changes)
+    state, latent = state_of(model)
+    actions, noise = inputs(model)
+    rollout = rollout_of(model, dtype, few_kernels=True)
+
+    first, second = roll(rollout, state, actions, noise), roll(rollout, state, actions, noise)
+
+    expected = plain.returns(model, latent, actions, noise.transpose(0, 1).flatten(1, 2))
+    torch.testing.assert_close(first, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(first, second)
+
+
+class CountKernels(TorchDispatchMode):
+    """Counts operations that compute or copy something, each of which is a kernel on a GPU; views are none."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = [result.alias_info for result in func._schema.returns]
+        self.count += any(alias is None or alias.is_write for alias in results)
+        return func(*args, **kwargs or {})
+
+
+def kernels(model: WorldModel, horizon: int) -> int:
+    rollout, actions_and_noise = rollout_of(model, horizon=horizon, few_kernels=True), inputs(model, horizon=horizon)
+    with CountKernels() as counter:
+        roll(rollout, state_of(model)[0], *actions_and_noise)
+    return counter.count
+
+
+def test_a_step_on_a_gpu_is_thirteen_kernels() -> None:
+    model = build()
+
+    assert kernels(model, HORIZON) - kernels(model, HORIZON - 1) == 13
+
+
+def test_every_operand_of_a_product_is_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout, seen, mm = rollout_of(build(reward_layers=3), few_kernels=True), [], torch.mm
     monkeypatch.setattr(torch, "mm", lambda a, b, **out: seen.extend([a, b, *out.values()]) or mm(a, b, **out))
 
     roll(rollout, state_of(build())[0], *inputs(build()))
