@@ -168,7 +168,9 @@ def part_text(part: Results, figures: Sequence[Figure], chance: pd.DataFrame) ->
         texts.append(markdown(rows))
         texts.append(
             "Return: median [5 %, 95 %] of the last evaluation that any seed reached (10 fresh episodes "
-            "of each seed that did). Paper: the same of its episodes at that many collected episodes. Hours: mean of "
+            "of each seed that did). "
+            + ("PlaNet then: the unchanged agent after as many episodes. " if "PlaNet then" in rows[0] else "")
+            + "Paper: the same of its episodes at that many collected episodes. Hours: mean of "
             "those runs; processor: of the process from its first episode on, all its starts together."
         )
     if rows := chance_rows(part, chance):
@@ -204,13 +206,23 @@ def score_rows(part: Results) -> list[dict[str, str]]:
                 "seeds": f"{len(each)} of {all_seeds}" if len(each) < all_seeds else str(all_seeds),
                 "return": _band(last["return"], bold=True),
                 "mean of each seed": ", ".join(f"{value:.0f}" for value in each),
+                "PlaNet then": _base_at(evals, str(task), point) if variant != "base" else "",
                 "paper": _paper(str(variant), str(task), point, last),
                 "hours: wall": f"{last.groupby('seed')['hours'].max().mean():.1f}",
                 "processor": _cpu_hours(runs, point),
                 "machine": "; ".join(dict.fromkeys(machine(run) for run in runs)),
             }
         )
+    if not any(row["PlaNet then"] for row in rows):
+        rows = [{name: text for name, text in row.items() if name != "PlaNet then"} for row in rows]
     return rows
+
+
+def _base_at(evals: pd.DataFrame, task: str, episode: int) -> str:
+    """Return what the unchanged agent had after as many episodes, "–" where it was not evaluated then."""
+    base = evals[(evals["variant"] == "base") & (evals["task"] == task) & (evals["episode"] == episode)]
+    seeds = base["seed"].nunique()
+    return f"{_band(base['return'])}, {seeds} seed{'s' * (seeds != 1)}" if seeds else "–"
 
 
 def chance_rows(part: Results, chance: pd.DataFrame) -> list[dict[str, str]]:

@@ -93,6 +93,20 @@ def test_a_row_equals_a_direct_computation(root: Path) -> None:
     assert "| Walker walk | **990** | 1 | 994 |" in text
 
 
+def test_an_ablation_stands_beside_the_unchanged_agent_of_its_age(root: Path) -> None:
+    runs = root / "results"
+    make_run(runs, preset="quick", task="cartpole_swingup", variant="random_shooting", until=110, state="stopped",
+             returns=lambda episode, seed: [7.0] * 10)  # fmt: skip
+
+    rows = {line.split("|")[2].strip(): line for line in read(root).text.splitlines() if "| Cartpole swingup |" in line}
+
+    low, middle, high = np.percentile([returns(105, seed) for seed in range(3)], [5, 50, 95])
+    assert f"| 105 | 1 | **7** [7, 7] | 7 | {middle:.0f} [{low:.0f}, {high:.0f}], 3 seeds |" in rows["Random shooting"]
+    assert "|  | 779 [667, 848] |" in rows["PlaNet"]
+    shutil.rmtree(runs / "quick/base")
+    assert "| 7 | – |" in read(root).text
+
+
 def test_what_is_missing_is_said(root: Path) -> None:
     text = read(root).text
 
