@@ -9,13 +9,13 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from planet import presets, tasks
-from planet.config import toml_value
+from planet.config import flatten, toml_value
 
 FOLDER = Path(__file__).resolve().parent.parent / "ablations"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -179,7 +179,19 @@ def readme() -> str:
         )
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     notes = [f"- **{variant.name}**: {' '.join(variant.note.split())}" for variant in shipped if variant.note]
-    return "\n".join([*lines, "", "## Before comparing with the paper", "", *notes]) + "\n"
+    before = ["## Before comparing with the paper", "", _other_bases(shipped), "", *notes]
+    return "\n".join([*lines, "", *before]) + "\n"
+
+
+def _other_bases(shipped: Sequence[Variant]) -> str:
+    """Return which of the changed keys begin elsewhere under `quick` than the questions say."""
+    paper, quick = flatten(presets.resolve("cartpole_swingup")), presets.PRESETS["quick"]
+    keys = [key for key in quick if any(key in variant.overrides for variant in shipped)]
+    values = [f"`{key} = {toml_value(quick[key])}` in place of {toml_value(paper[key])}" for key in keys]
+    return (
+        f"Questions speak of the `paper` preset. Under `quick` the unchanged agent has {', '.join(values)}, and a file "
+        "changes from there: 300 candidates are three times as many. The report says both values of every change."
+    )
 
 
 def main() -> None:

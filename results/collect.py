@@ -2,7 +2,7 @@
 
     python results/collect.py RUNS [PRESET]
 
-Checkpoints, replay and leases stay behind; from run.json's command lines the folders are left out. A run whose `--set`
+Checkpoints, replay and leases stay behind, videos but one of seed 0; from run.json's command lines the folders are left out. A run whose `--set`
 keys have become the preset's own since is filed as `base`: its configuration is the same, key by key. What results/ had
 of a run is replaced whole; an exported agent (weights.pt) stays while the run has made no update since. Runs that are
 under way, and two runs of one name, are refused before anything is copied.
@@ -75,6 +75,8 @@ def collect(runs: Path, preset: str) -> None:
         strips = sorted((source / "strips").glob("*.png"))
         chosen = [source / file for file in FILES] + strips[-1:] + strips[len(strips) // 2 : len(strips) // 2 + 1]
         chosen += sorted((source / "predictions").glob("strip_*_0.png")) + sorted((source / "patches").glob("*"))
+        if target.name == "seed_0":  # a megabyte each
+            chosen += sorted((source / "predictions").glob("open_loop_*_0.gif"))
         for path in chosen:
             if path.exists():
                 copy = target / path.relative_to(source)

@@ -78,6 +78,16 @@ def test_every_variant_takes_two_updates_and_plans_on_a_real_task(env: DMControl
     assert action.shape == (1, action_size) and np.abs(action).max() <= 1 and np.abs(action).max() > 0
 
 
+@pytest.mark.slow
+def test_the_true_simulator_runs_one_episode_as_its_file_says(tmp_path: Path) -> None:
+    run_dir = RunDir.create(tmp_path / "run", config_of("true_simulator"), preset="smoke", variant="true_simulator")
+
+    assert train.train(run_dir.path) == 0
+
+    [row] = read_jsonl(run_dir.episodes_jsonl)[0]
+    assert (row["kind"], row["length"]) == ("eval", 20) and row["return"] >= 0
+
+
 def gradients(name: str, env: DMControlEnv) -> tuple[WorldModel, dict[str, float | None]]:
     """Return the model after one backward pass and the size of each parameter's gradient (None: none at all)."""
     config = config_of(name)
