@@ -2,10 +2,10 @@
 
     python results/collect.py RUNS [PRESET]
 
-Checkpoints, replay and leases stay behind, videos but one of seed 0; from run.json's command lines the folders are left out. A run whose `--set`
-keys have become the preset's own since is filed as `base`: its configuration is the same, key by key. What results/ had
-of a run is replaced whole; an exported agent (weights.pt) stays while the run has made no update since. Runs that are
-under way, and two runs of one name, are refused before anything is copied.
+Checkpoints, replay and leases stay behind, and so do videos but one of seed 0; folders are left out of run.json's
+command lines. A run whose `--set` keys have become the preset's own since is filed as `base`: its configuration is the
+same, key by key. What results/ had of a run is replaced whole; an exported agent (weights.pt) stays while the run has
+made no update since. Runs that are under way, and two runs of one name, are refused before anything is copied.
 """
 
 from __future__ import annotations

@@ -64,3 +64,17 @@ def test_nothing_of_an_earlier_state_stays_but_an_agent_of_as_many_updates(colle
     collect.collect(tmp_path / "runs", "quick")
     assert not (target / "weights.pt").exists()
     assert (target / "episodes.jsonl").read_bytes() == (source / "episodes.jsonl").read_bytes()
+
+
+def test_one_video_of_the_first_seed_is_kept(collect: ModuleType, tmp_path: Path) -> None:
+    for seed in range(2):
+        make(tmp_path / "runs", seed=seed)
+        folder = tmp_path / f"runs/quick/base/cheetah_run/seed_{seed}/predictions"
+        folder.mkdir(exist_ok=True)
+        for episode in (0, 3):
+            (folder / f"open_loop_cheetah_run_{episode}.gif").write_bytes(b"video")
+
+    collect.collect(tmp_path / "runs", "quick")
+
+    kept = sorted(path.relative_to(tmp_path / "results") for path in (tmp_path / "results").rglob("*.gif"))
+    assert kept == [Path("quick/base/cheetah_run/seed_0/predictions/open_loop_cheetah_run_0.gif")]
