@@ -372,7 +372,7 @@ def _gpu_kinds(start: Mapping[str, Any]) -> set[tuple[str, str]]:
 class Recorder:
     """Writes a run's rows and status. Open files; `close()` it or use it as a context manager.
 
-    Every append first asks the lease, where one is given, whether the run is still ours.
+    Every append and status first asks the lease, where one is given, whether the run is still ours.
     """
 
     def __init__(self, run_dir: RunDir, lease: Lease | None = None) -> None:
@@ -416,11 +416,14 @@ class Recorder:
         self._append("metrics", row)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
-        if self._lease is not None:
-            self._lease.check()
+        self._check_lease()
         file = self._files[name]
         file.write((json.dumps(row, allow_nan=False) + "\n").encode())
         file.flush()
+
+    def _check_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
 
     def positions(self) -> dict[str, int]:
         """Make all rows durable and return the length of each file in bytes: what a checkpoint remembers."""
@@ -445,7 +448,12 @@ class Recorder:
             file.seek(wanted)
 
     def write_status(self, **fields: Any) -> None:
-        """Replace status.json; fields not named keep what they were, also from before a restart."""
+        """Replace status.json; fields not named keep what they were, also from before a restart.
+
+        Raises:
+            LeaseLost: the run was taken over; its status is the new owner's.
+        """
+        self._check_lease()
         self._status.update(fields)
         self._run.write_status(self._status)
 

@@ -250,6 +250,7 @@ class Trainer:
         p.phase_seconds["plan"] += planning
         p.phase_seconds["env"] += time.monotonic() - started - planning
 
+        self.lease.check()  # before anything of it is stored: the run may have been taken over during the episode
         kind = "seed" if p.episodes < schedule.seed_episodes else "train"
         p.episodes += 1
         for task, episode, env_seed in collected:

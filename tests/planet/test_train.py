@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from planet import cem, checkpoint
+from planet import train as planet_train
 from planet.config import Config
 from planet.counting_env import CountingEnv
 from planet.episode_store import EpisodeStore
+from planet.lease import this_process
 from planet.presets import resolve
 from planet.run_dir import RunDir, read_jsonl
+from planet.stop_signal import EXIT_HELD
 from planet.train import train
 
 KILLED_RUN = Path(__file__).parent / "killed_run.py"
@@ -186,6 +189,32 @@ def test_a_plan_that_is_not_finite_stops_the_run_with_the_update_and_the_directo
     error = (run.status() or {})["error"]
     assert {"score": "score gave NaN", "plan": "the planner returned the action"}[where] in error
     assert f"after update 4 of {run.path}" in error and "the last good checkpoint is kept" in error
+
+
+@pytest.mark.parametrize("then", ["go on", "fail"])
+def test_a_process_that_lost_its_run_in_an_episode_writes_nothing_more(tmp_path, monkeypatch, capsys, then):
+    run = create(tmp_path / "seed_0", tiny())
+    collect, calls, left = planet_train.run_episodes, 0, {}
+
+    def frozen(*arguments, **keywords):
+        nonlocal calls
+        calls += 1
+        episodes = collect(*arguments, **keywords)
+        if calls == 2:  # while this process was frozen, another took the run over and wrote on
+            (run.lease / "2.json").write_text(json.dumps(dataclasses.asdict(this_process())))
+            run.status_json.write_text("of the new owner")
+            with (run.episodes / "000000.episodes").open("ab") as file:
+                file.write(b"of the new owner")
+            left.update({p: p.read_bytes() for p in (run.status_json, run.episodes_jsonl, *run.episodes.iterdir())})
+            if then == "fail":
+                raise RuntimeError("GL context lost")
+        return episodes
+
+    monkeypatch.setattr(planet_train, "run_episodes", frozen)
+
+    assert train(run.path, make_env=lambda task, config: CountingEnv(action_size=1, agent_steps=10)) == EXIT_HELD
+    assert calls == 2 and {path: path.read_bytes() for path in left} == left
+    assert "was taken over by pid" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
