@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis import style
-from analysis.content import Block, Fold, Gallery, Picture, Section, Text
+from analysis import published, style
+from analysis.content import Block, Fold, Gallery, Picture, Section, Table, Text
 from analysis.figures import Figure, Key, Panel
 from analysis.questions import series_label, task_label
 from analysis.runs import Problem, Results, Run, sort_tasks
@@ -33,6 +33,8 @@ ERRORS = {
     "state_error": "simulator state: error in standard deviations",
 }
 CONTEXT = 5
+NEAR = 12
+"""The paper's planning horizon."""
 ACTION_REPEAT = {
     "cartpole_swingup": 8, "reacher_easy": 4, "cheetah_run": 4, "finger_spin": 2, "cup_catch": 4, "walker_walk": 2
 }  # fmt: skip
@@ -89,6 +91,8 @@ def predictions_section(results: Results) -> Section | None:
     if len(errors):
         same, others = same_episodes(errors)
         blocks += [distance_figure(same, results)] if len(same) else []
+        table = ratio_table(same)
+        blocks += [table] if table is not None else []
         blocks += [Text(others)] if others else []
     blocks += strips(results, dict(zip(errors["run"], errors["trained_episodes"], strict=True)) if len(errors) else {})
     probes = read_predictions(results, "probe.csv", ["episode", "distance", "dimension", "name", "error"])
@@ -203,6 +207,71 @@ def distance_panel(axes: Axes, *, own: pd.DataFrame, column: str) -> None:
     axes.set_ylim(bottom=0)
     axes.locator_params(axis="y", nbins=4)
     axes.set_xlabel("distance (decisions)")
+
+
+def error_ratios(errors: pd.DataFrame) -> pd.DataFrame:
+    """Return how many times its partner's errors each variant makes: one row per series and task.
+
+    Partner: the run of the same task, seed and number of collected episodes that the variant should differ from by its
+    own keys alone (`published.COMPARED_WITH`, else base). `<error>_near` and `<error>_far`: over distances 1..12 (the
+    planner's horizon) and all, the error summed over distances and divided by the partner's, geometric mean over seeds.
+    A pair whose partner makes no error at all has no ratio. `pairs`: how many seeds have a partner; 0 where none has.
+    """
+    known = errors[errors["trained_episodes"] != UNKNOWN]
+    reaches = {"near": known["distance"] <= NEAR, "far": known["distance"] > 0}
+    by = ["series", "variant", "task", "seed", "trained_episodes"]
+    sums = pd.concat(
+        [known[inside].groupby(by)[list(ERRORS)].sum().add_suffix(f"_{name}") for name, inside in reaches.items()],
+        axis=1,
+    ).reset_index()
+    columns = [column for column in sums if column not in by]
+    partners = sums[sums["series"] == sums["variant"]].drop(columns="series")
+    rows = []
+    for (series, variant, task), own in sums[sums["variant"] != "base"].groupby(by[:3], sort=False):
+        against = published.COMPARED_WITH.get(variant, "base")
+        theirs = partners[partners["variant"] == against].drop(columns="variant")
+        pairs = own.merge(theirs, on=["task", "seed", "trained_episodes"], suffixes=("", " of partner"))
+        with np.errstate(divide="ignore"):  # no error at all is 0 times the partner's
+            logs = {c: np.log(pairs[c] / pairs[f"{c} of partner"].where(pairs[f"{c} of partner"] > 0)) for c in columns}
+        ratios = {column: float(np.exp(values.mean())) for column, values in logs.items()}
+        rows.append(
+            {"series": series, "variant": variant, "against": against, "task": task, "pairs": len(pairs), **ratios}
+        )
+    return pd.DataFrame(rows)
+
+
+def ratio_table(errors: pd.DataFrame) -> Table | None:
+    """Return `error_ratios` for the page, None where there is no variant."""
+    data = error_ratios(errors)
+    if data.empty:
+        return None
+    shown = pd.DataFrame(
+        {
+            "variant": series_label(row["series"]),
+            "against": series_label(row["against"]),
+            "task": task_label(row["task"]),
+            "pairs": str(row["pairs"]),
+        }
+        | {
+            f"{column.split('_')[0]}, {words}": _times(row[f"{column}_{name}"])
+            for column in ERRORS
+            for name, words in (("near", f"1–{NEAR}"), ("far", "all"))
+        }
+        for row in data.to_dict("records")
+    )
+    caption = (
+        f"Open-loop errors as multiples of the partner's, over distances 1–{NEAR} (the planner's horizon) and over "
+        "all; above 1 the variant predicts worse. Pairs: seeds at which both models were taken after the same number "
+        "of collected episodes; geometric mean over them. Models of unequal age are not compared."
+    )
+    return Table(
+        "open-loop-ratios", "Open-loop errors against the partner", caption, data, shown,
+        ("variant", "against", "task"), group="variant",
+    )  # fmt: skip
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}" if np.isfinite(ratio) else "–"
 
 
 def probe_figures(probes: pd.DataFrame, results: Results) -> list[Block]:

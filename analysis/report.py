@@ -196,7 +196,7 @@ def part_of(results: Results, *, suite: str | None, x: str, overlays: Sequence[p
     if general or wanted(*figures, "fig6"):
         sections += [ablation_section(results), overall_section(results)]
     sections.append(sweep_section(results) if general or wanted("fig12") else None)
-    sections.append(predictions_section(results) if general or wanted("fig10", "fig11") else None)
+    sections.append(predictions_section(results) if general or wanted(*figures, "fig6", "fig10", "fig11") else None)
     sections += [diagnostics_section(results), provenance_section(results)]
     if suite in figures and not any(section and section.anchor == suite for section in sections):
         sections.insert(0, _nothing_for(suite))

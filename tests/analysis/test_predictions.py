@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from synthetic_runs import make_run
 
-from analysis.content import Fold, Gallery, Text
+from analysis.content import Fold, Gallery, Table, Text
 from analysis.figures import Figure
-from analysis.predictions import ACTION_REPEAT, predictions_section
+from analysis.predictions import ACTION_REPEAT, error_ratios, predictions_section
 from analysis.report import part_of
 from analysis.runs import load
 from planet.tasks import TASKS
@@ -156,6 +156,56 @@ def test_each_agent_and_task_has_a_furthest_model_of_its_own(tmp_path: Path) -> 
     }  # fmt: skip
     assert "Left out" not in figure.caption
     assert {key.label for key in figure.keys} >= {"PlaNet, after 50 or 200 episodes"}
+
+
+def test_a_variant_is_measured_against_its_partner_of_the_same_seed_and_age(tmp_path: Path) -> None:
+    for variant, seed, trained in (("base", 1, 100), ("base", 2, 100), ("base", 3, 90), ("drnn", 2, 100)):
+        with_predictions(tmp_path, variant=variant, seed=seed, trained=trained)
+    for variant in ("stochastic", "drnn_overshooting"):
+        for seed in (1, 2, 3):
+            with_predictions(tmp_path, variant=variant, seed=seed)
+    for file in tmp_path.rglob("stochastic/*/seed_1/predictions/open_loop.csv"):
+        rows = pd.read_csv(file)
+        pd.DataFrame(rows.assign(image_error=rows["image_error"] * 4, reward_error=0.0)).to_csv(file, index=False)
+
+    section = predictions_section(load([tmp_path]))
+    assert section is not None
+    [table] = [block for block in section.blocks if isinstance(block, Table)]
+
+    rows = table.data.set_index("series")
+    assert rows.loc["stochastic", "pairs"] == 2  # seed 3's partner is another age
+    assert rows.loc["stochastic", "image_error_far"] == pytest.approx(2.0)  # 4 and 1
+    assert rows.loc["stochastic", "state_error_near"] == pytest.approx(1.0)
+    assert rows.loc["stochastic", "reward_error_far"] == 0.0  # one pair without any error
+    assert (rows.loc["drnn_overshooting", "against"], rows.loc["drnn_overshooting", "pairs"]) == ("drnn", 1)
+    shown = table.shown.set_index("variant")
+    assert shown.loc["Stochastic (SSM)", "image, all"] == "2.00"
+
+
+def test_near_is_the_planners_horizon_and_nothing_is_said_without_a_pair() -> None:
+    def errors(variant: str, factor: float, trained: int = 100) -> pd.DataFrame:
+        distance = np.arange(1, 51)
+        grows = np.where(distance > 12, factor, 1.0)
+        return pd.DataFrame(
+            {"series": variant, "variant": variant, "task": "cheetah_run", "seed": 0, "trained_episodes": trained,
+             "distance": distance, "image_error": grows, "reward_error": grows, "state_error": grows}
+        )  # fmt: skip
+
+    both = error_ratios(pd.concat([errors("base", 1.0), errors("stochastic", 3.0)])).iloc[0]
+    apart = error_ratios(pd.concat([errors("base", 1.0), errors("stochastic", 3.0, trained=90)])).iloc[0]
+
+    assert both["image_error_near"] == pytest.approx(1.0)
+    assert both["image_error_far"] == pytest.approx((12 + 38 * 3) / 50)
+    assert apart["pairs"] == 0 and np.isnan(apart["image_error_far"])
+
+
+def test_a_figures_own_report_shows_how_far_its_models_see(tmp_path: Path) -> None:
+    for variant in ("base", "stochastic"):
+        with_predictions(tmp_path, variant=variant)
+
+    part = part_of(load([tmp_path]), suite="fig4", x="episode")
+
+    assert "predictions" in [section.anchor for section in part.sections]
 
 
 def test_state_diagnostics_keep_every_dimension(tmp_path: Path) -> None:
