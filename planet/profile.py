@@ -1,4 +1,4 @@
-"""What a run costs on this machine: seconds per phase of one cycle, and hours for the whole schedule, per task.
+"""What a run costs on this machine: seconds per phase and episode, and hours for the whole schedule, per task.
 
 `python -m planet.profile [--preset paper] [--task cheetah_run ...]` measures updates, decisions and environment steps
 with the real parts and random pictures (their content does not change the time), and multiplies by the schedule.
@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +22,12 @@ from planet import gl, hardware, tasks
 from planet.agent import Agent
 from planet.config import Config
 from planet.cuda_graph import WARM_UP
-from planet.device_replay import DeviceBatch
+from planet.device_replay import DeviceReplay, make_replay
 from planet.envs import make_env
-from planet.learner import Learner
+from planet.learner import Learner, Sequences
 from planet.presets import PRESETS, resolve
-from planet.replay import Batch
+from planet.replay import Replay
+from planet.rollout import Episode
 from planet.tasks import Task
 from planet.world_model import WorldModel
 
@@ -36,17 +38,26 @@ class Cost:
 
     task: str
     update: float
-    """One gradient step, sampling not included."""
+    """One gradient step with the sampling of its batch: on a CPU in the background, as a run does it."""
     decision: float
     """Filter and plan for one environment."""
     decision_all: float
     """Filter and plan for all evaluation episodes in lockstep."""
     env_step: float
     """One decision of one environment: simulation and picture."""
-    cycle: float
+    train: float
+    """The C updates of a cycle."""
+    plan: float
+    """The decisions of its episode."""
+    env: float
+    """The environment steps of its episode."""
     evaluation: float
     total_hours: float
     """The whole schedule: seed episodes, cycles, evaluations."""
+
+    @property
+    def cycle(self) -> float:
+        return self.train + self.plan + self.env
 
 
 def median_seconds(action: Callable[[], object], device: torch.device, *, budget: float, warmup: int = 2) -> float:
@@ -68,21 +79,18 @@ def measure(task: Task, config: Config, device: torch.device, precision: str, *,
     """Return what a task costs here; `budget` seconds per measured part, but at least three repetitions."""
     env = make_env(task, config.env)
     schedule, size = config.schedule, env.action_size
-    generator = torch.Generator(device).manual_seed(0)
     model = WorldModel(config.model, config.objective, size, torch.Generator().manual_seed(0))
     learner = Learner(model, config.optimizer, device=device, precision=precision)
     agent = Agent(learner.world_model, config.planner, action_size=size, precision=precision)
     rng = np.random.default_rng(0)
-    shape = (config.batch.size, config.batch.chunk)
-    arrays = (
-        np.moveaxis(rng.integers(256, size=(*shape, 64, 64, 3), dtype=np.uint8), -1, 2),  # in memory as a replay's
-        rng.uniform(-1, 1, (*shape, size)).astype(np.float32),
-        rng.random(shape, np.float32),
-    )
-    warmup, batch = 3, Batch(*arrays)
-    if device.type == "cuda":  # where a run keeps its replay, and records its work
-        warmup, batch = WARM_UP + 2, DeviceBatch(*(torch.from_numpy(array).to(device) for array in arrays))
-    update = median_seconds(lambda: learner.update(batch, generator=generator), device, budget=budget, warmup=warmup)
+    warmup = WARM_UP + 2 if device.type == "cuda" else 3
+    length = env.agent_steps
+    replay = make_replay(device, frames=2 * (length + 1), episodes=2, action_size=size)
+    for _ in range(2):
+        replay.add(random_episode(rng, length + 1, size))
+
+    with ThreadPoolExecutor(1) as pool:
+        update = median_seconds(next_update(learner, replay, config, pool), device, budget=budget, warmup=warmup)
 
     def decide(n: int) -> float:
         frames = rng.integers(256, size=(n, 3, 64, 64), dtype=np.uint8)
@@ -91,23 +99,54 @@ def measure(task: Task, config: Config, device: torch.device, precision: str, *,
 
     decision, decision_all = decide(1), decide(schedule.eval_episodes)
     env.reset(0)
-    steps = min(env.agent_steps, 100)
+    steps = min(length, 100)
     actions = rng.uniform(-1, 1, (steps, size)).astype(np.float32)
     started = time.perf_counter()
     for action in actions:
         env.step(action)
     env_step = (time.perf_counter() - started) / steps
-    length = env.agent_steps
     env.close()
 
-    cycle = schedule.updates * update + length * (decision + env_step)
+    train, plan = schedule.updates * update, length * decision
     evaluation = length * (decision_all + schedule.eval_episodes * env_step)
-    total = schedule.train_episodes * cycle + len(schedule.eval_at()) * evaluation
+    total = schedule.train_episodes * (train + plan + length * env_step) + len(schedule.eval_at()) * evaluation
     total += schedule.seed_episodes * length * env_step
     return Cost(
-        task=task.name, update=update, decision=decision, decision_all=decision_all, env_step=env_step, cycle=cycle,
-        evaluation=evaluation, total_hours=total / 3600,
+        task=task.name, update=update, decision=decision, decision_all=decision_all, env_step=env_step, train=train,
+        plan=plan, env=length * env_step, evaluation=evaluation, total_hours=total / 3600,
     )  # fmt: skip
+
+
+def random_episode(rng: np.random.Generator, frames: int, action_size: int) -> Episode:
+    return Episode(
+        rng.integers(256, size=(frames, 3, 64, 64), dtype=np.uint8),
+        rng.uniform(-1, 1, (frames, action_size)).astype(np.float32),
+        rng.random(frames, np.float32),
+    )
+
+
+def next_update(
+    learner: Learner, replay: Replay | DeviceReplay, config: Config, pool: ThreadPoolExecutor
+) -> Callable[[], object]:
+    """Return what takes a gradient step each time it is called, its batch from the replay: one on the CPU samples the
+    next batch meanwhile, as `planet.train` does."""
+    rng, generator = np.random.default_rng(0), torch.Generator(learner.device).manual_seed(0)
+
+    def sample() -> Sequences:
+        return replay.sample(config.batch.size, config.batch.chunk, rng)
+
+    def at_once() -> object:
+        return learner.update(sample(), generator=generator)
+
+    def with_the_next_one_on_its_way() -> object:
+        nonlocal coming
+        batch, coming = coming.result(), pool.submit(sample)
+        return learner.update(batch, generator=generator)
+
+    if isinstance(replay, DeviceReplay):
+        return at_once
+    coming = pool.submit(sample)
+    return with_the_next_one_on_its_way
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,19 +171,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     hardware.keep_freed_memory()
     hardware.use(device)
     found = hardware.describe(device)
+    schedule = configs[0][1].schedule
     table = Table(
         title=f"{arguments.preset} on {found.get('gpu', found['cpu'])}, {precision}, {threads} threads, {backend}",
-        caption="ms per update, decision, environment step; s per cycle, evaluation; hours for the whole schedule",
+        caption=f"ms each (update: with its sampling); s per collected episode: {schedule.updates} updates, its plans, "
+        f"its environment steps; s per evaluation; hours for {schedule.train_episodes} episodes and their evaluations",
     )
-    for column in ("task", "update", "decision", "decision x10", "env step", "cycle", "evaluation", "hours"):
+    columns = (
+        "task", "update\nms", "decision\nms", f"decision x{schedule.eval_episodes}\nms", "env step\nms", "train\ns",
+        "plan\ns", "env\ns", "episode\ns", "evaluation\ns", "hours",
+    )  # fmt: skip
+    for column in columns:
         table.add_column(column, justify="left" if column == "task" else "right")
-    table.columns[3].header = f"decision x{configs[0][1].schedule.eval_episodes}"
     for task, config in configs:
         c = measure(task, config, device, precision, budget=arguments.seconds)
-        table.add_row(
-            c.task, f"{1000 * c.update:.1f}", f"{1000 * c.decision:.1f}", f"{1000 * c.decision_all:.1f}",
-            f"{1000 * c.env_step:.1f}", f"{c.cycle:.1f}", f"{c.evaluation:.1f}", f"{c.total_hours:.1f}",
-        )  # fmt: skip
+        milliseconds = (1000 * x for x in (c.update, c.decision, c.decision_all, c.env_step))
+        numbers = (*milliseconds, c.train, c.plan, c.env, c.cycle, c.evaluation, c.total_hours)
+        table.add_row(c.task, *(f"{x:.1f}" for x in numbers))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     return 0
 
