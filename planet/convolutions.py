@@ -5,9 +5,9 @@ neighbours in a row are one pixel. A convolution of stride 2 with an even kernel
 (k, k / 2), and a transposed convolution is the adjoint of that. Where there are few channels, this is what the kernels
 of CPUs like: forward and weight gradient of the first layer take 1.7 and 1.4 ms of one core for 128 pictures in
 float32, 0.7 and 1.0 in bfloat16. The weight gradient of a convolution with few output pixels takes three times as long
-as one matrix product, and twice as long in bfloat16 where autograd asks for that of a bias too. `benchmarks/speed` has
-the sums. Pictures are expected with channels last in memory. On other devices all of this is left to torch: cuDNN has
-kernels for these shapes, and matrices of patches would only cost memory there.
+as one matrix product, and twice as long in bfloat16 where autograd asks for that of a bias too. Pictures are expected
+with channels last in memory. On other devices all of this is left to torch: cuDNN has kernels for these shapes, and
+matrices of patches would only cost memory there.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def use(device: torch.device) -> None:
 def resolve_threads(threads: int, most: int = 8) -> int:
     """Return the number of torch threads: as asked, else OMP_NUM_THREADS, else the cores this process may use.
 
-    More than eight do not pay for networks of this size (rollouts of the simulator take more).
+    At most `most` of those cores: eight is a choice, not measured. (Rollouts of the simulator take more.)
     """
     if threads:
         return threads

@@ -14,7 +14,7 @@ from planet.config import Config
 from planet.gl import NO_GPU
 
 MAX_THREADS = 8
-"""More threads for one run do not pay for networks of this size."""
+"""Threads of one run at most: a choice, not measured."""
 BYTES_BESIDE_REPLAY = 1_200_000_000
 """Of one worker: libraries, weights, batches, planner."""
 
