@@ -170,8 +170,8 @@ def part_text(part: Results, figures: Sequence[Figure], chance: pd.DataFrame) ->
             "Return: median [5 %, 95 %] of the last evaluation that any seed reached (10 fresh episodes "
             "of each seed that did). "
             + ("PlaNet then: the unchanged agent after as many episodes. " if "PlaNet then" in rows[0] else "")
-            + "Paper: the same of its episodes at that many collected episodes. Hours: mean of "
-            "those runs; processor: of the process from its first episode on, all its starts together."
+            + "Paper: the same of its episodes at that many collected episodes. Hours: wall, mean "
+            "of those runs; processor, of each seed's process from its first episode on, all its starts together."
         )
     if rows := chance_rows(part, chance):
         texts.append("Each run's last evaluation beside random actions from the same start states:")
@@ -280,14 +280,14 @@ def _paper(variant: str, task: str, episode: int, rows: pd.DataFrame) -> str:
 
 
 def _cpu_hours(runs: Iterable[Run], episode: int) -> str:
-    """Return the mean processor hours up to an episode count, "–" where a run did not measure them."""
+    """Return the processor hours of each run up to an episode count, "–" where one did not measure them."""
     hours = []
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run.seed):
         if "cpu_seconds" not in run.metrics:
             return "–"
         own = run.metrics[run.metrics["episode"] <= episode]["cpu_seconds"].dropna()
         hours.append(float(own.iloc[-1]) / 3600 if len(own) else 0.0)
-    return f"{sum(hours) / len(hours):.1f}" if hours else "–"
+    return ", ".join(f"{each:.2f}" for each in hours) or "–"
 
 
 def machine(run: Run) -> str:
