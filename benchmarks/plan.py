@@ -283,6 +283,8 @@ def state_of(
         return "new", "never started"
     if state == "failed":
         return "failed", str(status.get("error") or "no error recorded")
+    if lost := RunDir(path).lost_checkpoint():
+        return "failed", lost
     if state == "stopped":
         return "resume", f"stopped at {where}"
     by = f" ({held.owner})" if held is not None else ""

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from planet.run_dir import RunDir
+from planet.run_dir import CHECKPOINT_FILES, RunDir
 
 FORMAT = 1
-LATEST, PREVIOUS = "latest.pt", "previous.pt"
+LATEST, PREVIOUS = CHECKPOINT_FILES
 
 
 class CheckpointError(RuntimeError):
@@ -90,7 +90,7 @@ def load(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any] 
                 problems.append(str(error))
     if problems:
         raise CheckpointError(
-            "no readable checkpoint: " + "; ".join(problems) + "; remove the checkpoints folder to start over"
+            "no readable checkpoint: " + "; ".join(problems) + "; move the run directory away to start over"
         )
     return None
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 
+CHECKPOINT_FILES = ("latest.pt", "previous.pt")
+
 STATES = ("running", "done", "failed", "stopped")
 STATUS_FIELDS = (
     "state", "phase", "episode", "episodes_total", "env_steps", "agent_steps", "updates", "updates_total",
@@ -287,6 +289,26 @@ class RunDir:
     def status(self) -> dict[str, Any] | None:
         """Return status.json, or None for a run that never started."""
         return read_json(self.status_json)
+
+    def lost_checkpoint(self) -> str | None:
+        """Return what is wrong and what to do where a run has got on but has no checkpoint to go on from; else None.
+
+        A run killed before its first checkpoint is simply begun again. One that stopped in order has written one, and
+        so has one with two rows from later than `runtime.checkpoint_seconds`.
+        """
+        if any((self.checkpoints / name).exists() for name in CHECKPOINT_FILES):
+            return None
+        status = self.status() or {}
+        if status.get("state") not in ("stopped", "done"):
+            first = self.config().runtime.checkpoint_seconds
+            if sum(row.get("wall_seconds", 0) > first for row in read_jsonl(self.metrics_jsonl)[0]) < 2:
+                return None
+        at = f"episode {status.get('episode', '?')} of {status.get('episodes_total', '?')}"
+        return (
+            f"{self.path} is at {at}, but has no "
+            f"checkpoint to go on from (a copy without {self.checkpoints.name}/?); bring that folder back, or move the "
+            "run directory away to start over"
+        )
 
     # ------------------------------------------------------------------ starts
 

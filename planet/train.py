@@ -477,6 +477,9 @@ def train(path: Path, *, make_env: MakeEnv = make_env) -> int:
     if status and status.get("state") == "done":
         print(f"{path}: done")
         return EXIT_DONE
+    if lost := run_dir.lost_checkpoint():  # starting anew would wipe what is here
+        print(f"planet.train: {lost}", file=sys.stderr)
+        return EXIT_FAILED
     if config.planner.dynamics == "simulator":
         from planet import simulator_run
 

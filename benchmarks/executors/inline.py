@@ -27,6 +27,7 @@ def execute(paths: Sequence[Path]) -> list[Ended]:
         elif code == EXIT_HELD:
             ended.append(Ended(path, "held", "held by another process"))
         else:
-            status = RunDir(path).status() or {}
-            ended.append(Ended(path, "failed", str(status.get("error") or f"exit code {code}")))
+            run = RunDir(path)
+            error = (run.status() or {}).get("error") or run.lost_checkpoint() or f"exit code {code}"
+            ended.append(Ended(path, "failed", str(error)))
     return ended

@@ -168,6 +168,8 @@ class Pool:
         status = run.status()
         if status is not None and status["state"] == "failed" and status["pid"] == worker.process.pid:
             return Ended(path, "failed", str(status.get("error")))
+        if lost := run.lost_checkpoint():  # refused; its files stay as they are
+            return Ended(path, "failed", lost)
         return self._failed(run, last_line(run.output, worker.output_start) or f"exit code {code}, no output", worker)
 
     def _failed(self, run: RunDir, error: str, worker: Worker) -> Ended:

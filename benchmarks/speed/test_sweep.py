@@ -53,6 +53,9 @@ def many(tmp_path_factory):
             )
         )
         (run.path / "lease").mkdir(exist_ok=True)
+        if state == "stopped":
+            (run.path / "checkpoints").mkdir(exist_ok=True)
+            (run.path / "checkpoints" / "latest.pt").touch()
         alive = owner if index % 16 == 3 else {**owner, "process_start": 1, "released": state != "running"}
         (run.path / "lease" / "1.json").write_text(json.dumps(alive))
     yield runs

@@ -31,7 +31,7 @@ def main(path: Path) -> int:
         return EXIT_HELD
     with lease, Recorder(run, lease) as recorder, StopSignal() as stop:
         run.record_start(device="cpu")
-        saved = run.checkpoints / "latest"
+        saved = run.checkpoints / "latest.pt"
         run.checkpoints.mkdir(exist_ok=True)
         first = int(saved.read_text()) if saved.exists() else 0
         print(

@@ -163,6 +163,8 @@ def test_only_what_is_missing_is_started(tmp_path, recording, capsys):
     runs[0].write_status({"state": "done"})
     runs[1].write_status({"state": "failed", "error": "ValueError: x"})
     runs[2].write_status({"state": "stopped"})
+    runs[2].checkpoints.mkdir()
+    (runs[2].checkpoints / "latest.pt").touch()
     capsys.readouterr()
     with Lease.acquire(runs[3].path):
         assert main(tmp_path, *words) == 1  # one failed, and was not asked to be retried

@@ -126,6 +126,8 @@ def test_states_tell_what_a_directory_says(tmp_path):
     runs[0].write_status({"state": "done"})
     runs[1].write_status({"state": "failed", "error": "ValueError: NaN"})
     runs[2].write_status({"state": "stopped", "episode": 3, "episodes_total": 9})
+    runs[2].checkpoints.mkdir()
+    (runs[2].checkpoints / "latest.pt").touch()
     runs[3].write_status({"state": "running", "episode": 4, "episodes_total": 9})
     dead = replace(this_process(), process_start=1, host=this_process().host)
     runs[3].lease.mkdir()
@@ -139,6 +141,16 @@ def test_states_tell_what_a_directory_says(tmp_path):
         ("new", "never started"),
         ("new", "never started"),
     ]
+
+
+def test_a_run_that_stopped_and_lost_its_checkpoints_is_not_resumed(tmp_path):
+    planned = expand(tmp_path, seeds=(0,))
+    run = create(planned.runs[0])
+    run.write_status({"state": "stopped", "episode": 106, "episodes_total": 325})
+    ((state, why),) = states(planned)
+
+    assert state == "failed" and f"{run.path} is at episode 106 of 325, but has no checkpoint" in why
+    assert "move the run directory away to start over" in why
 
 
 def test_a_run_whose_lease_is_alive_is_running_whatever_its_status_says(tmp_path):

@@ -104,7 +104,7 @@ def test_stopping_saves_what_runs_and_begins_nothing_more(tmp_path):
 
     assert {name: result.outcome for name, result in ended.items()} == {"r0": "stopped", "r1": "stopped"}
     assert [(run.status() or {}).get("state") for run in runs] == ["stopped", "stopped", None, None]
-    assert all(int((run.checkpoints / "latest").read_text()) >= 1 for run in runs[:2])
+    assert all(int((run.checkpoints / "latest.pt").read_text()) >= 1 for run in runs[:2])
 
 
 def test_killing_ends_a_stuck_run_at_once(tmp_path):
@@ -129,6 +129,20 @@ def test_a_run_that_another_process_holds_is_left_alone(tmp_path):
 
     assert ended["r"].outcome == "held" and "its process runs on this host" in ended["r"].message
     assert run.status() is None
+
+
+def test_a_run_without_its_checkpoints_is_refused_and_stays_as_it_is(tmp_path):
+    run = make(tmp_path, "copied")
+    run.write_status({"state": "stopped", "episode": 3, "episodes_total": 5})
+    before = run.status()
+    refuse = [sys.executable, "-c", "raise SystemExit(1)"]
+    p = Pool(slots=[Slot("0", {})], command=lambda path: refuse, waiting=deque([run.path]))
+    while not p.finished:
+        p.step()
+        p.wait(0.05)
+
+    assert [(ended.outcome, ended.message) for ended in p.ended] == [("failed", run.lost_checkpoint())]
+    assert run.status() == before
 
 
 def test_a_worker_stopped_by_hand_is_not_started_again(tmp_path):

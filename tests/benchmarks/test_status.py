@@ -34,6 +34,9 @@ def make(runs, seed, **fields):
     )
     if fields:
         run.write_status(fields)
+    if fields.get("state") == "stopped":
+        run.checkpoints.mkdir()
+        (run.checkpoints / "latest.pt").touch()
     return run
 
 

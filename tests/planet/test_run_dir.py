@@ -193,6 +193,28 @@ def test_truncate_refuses_a_file_shorter_than_its_checkpoint_knows(run):
         recorder.truncate({"episodes": 10})
 
 
+@pytest.mark.parametrize(
+    ("state", "wall_seconds", "lost"),
+    [
+        ("running", (), False),  # killed in its first episodes
+        ("failed", (60.0, 119.0, 125.0), False),  # killed while the first checkpoint was written
+        ("running", (60.0, 125.0, 130.0), True),
+        ("failed", (125.0, 130.0), True),
+        ("stopped", (), True),
+    ],
+)
+def test_a_run_that_must_have_had_a_checkpoint_and_has_none_is_told(run, state, wall_seconds, lost):
+    run.write_status({"state": state, "episode": 3, "episodes_total": 9})
+    with Recorder(run) as recorder:
+        for seconds in wall_seconds:
+            recorder.append_metrics({"updates": 1, "env_steps": 1, "wall_seconds": seconds})
+
+    assert (run.lost_checkpoint() is not None) == lost
+    run.checkpoints.mkdir()
+    (run.checkpoints / "previous.pt").touch()  # the latest is missing after a kill between two renames
+    assert run.lost_checkpoint() is None
+
+
 def test_status_keeps_fields_across_writes_and_restarts(run):
     with Recorder(run) as recorder:
         recorder.write_status(state="running", episode=1, last_return=5.0)

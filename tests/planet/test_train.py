@@ -217,6 +217,20 @@ def test_a_process_that_lost_its_run_in_an_episode_writes_nothing_more(tmp_path,
     assert "was taken over by pid" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("dynamics", ["latent", "simulator"])
+def test_a_run_whose_checkpoints_are_gone_is_refused_and_stays_as_it_is(tmp_path, capsys, dynamics):
+    run = create(tmp_path / "seed_0", tiny(**{"planner.dynamics": dynamics}))
+    run.write_status({"state": "stopped", "episode": 3, "episodes_total": 5})
+    run.episodes.mkdir()
+    for path in (run.episodes_jsonl, run.metrics_jsonl, run.episodes / "000000.episodes"):
+        path.write_text('{"wall_seconds": 1.0}\n')
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+    assert train(run.path) == 1
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+    assert "is at episode 3 of 5, but has no checkpoint to go on from" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     refused = start(tmp_path)
 
