@@ -1,7 +1,8 @@
 """What a run will cost: an estimate in hours from its configuration, by counting multiplications. Not a promise.
 
 Three parts make up a run: gradient updates, planned decisions, and pictures. Of the first two each has a fixed time per
-step in time (overhead of calls, kernels launched one after the other) and its multiplications over a rate.
+step in time (overhead of calls, kernels launched one after the other) and its multiplications over a rate. Large
+matrices are multiplied faster than small ones, so a rate that fits the quick preset is low for the paper's sizes.
 `benchmarks/packing.py` measures the truth for one machine.
 """
 
@@ -23,7 +24,11 @@ class Hardware:
     """Fixed time of an update for each of the chunk's steps, gradient included."""
     plan_step_seconds: float
     """Fixed time of a decision for each step of each iteration's rollout."""
-    rate: float
+    update_rate: float
+    """Of updates in float32."""
+    short_update_rate: float
+    """Of updates in bfloat16, which `runtime.precision=auto` is taken for."""
+    plan_rate: float
     picture_seconds: float
     """One decision in the environment: physics and a picture."""
 
@@ -31,15 +36,20 @@ class Hardware:
 CPU_CORE = Hardware(
     name="processor core",
     unit="core",
-    update_step_seconds=0.003,
-    plan_step_seconds=0.0004,
-    rate=28e9,
+    update_step_seconds=0.0006,
+    plan_step_seconds=0.0002,
+    update_rate=28e9,
+    short_update_rate=52e9,
+    plan_rate=45e9,
     picture_seconds=0.02,
 )
-"""Measured on one core of a 2024 server processor (AMD EPYC), one thread, float32, pictures drawn in software."""
+"""One core of a server processor, one thread, pictures drawn in software. Such that a run of the quick preset on
+cartpole swingup (48,000 updates, bfloat16) costs 1.8 hours: the three in results/ took 1.75, 1.96 and 2.04 of processor
+time (Intel Xeon with AMX). Updates in float32 were measured on another processor (AMD EPYC)."""
 GPU = Hardware(
-    name="GPU", unit="GPU", update_step_seconds=0.0006, plan_step_seconds=0.0001, rate=20e12, picture_seconds=0.003
-)
+    name="GPU", unit="GPU", update_step_seconds=0.0006, plan_step_seconds=0.0001, update_rate=20e12,
+    short_update_rate=20e12, plan_rate=20e12, picture_seconds=0.003,
+)  # fmt: skip
 """Assumed for a data-centre GPU of 2024, not measured."""
 
 
@@ -78,11 +88,12 @@ def estimate(config: Config, hardware: Hardware) -> Cost:
     decisions = (trained + evals) * sum(lengths)
     # Evaluation episodes advance together: their decisions share the fixed time.
     calls = (trained + evals / schedule.eval_episodes) * sum(lengths)
-    update = 3 * update_multiplications(config, action_size) / hardware.rate
+    rate = hardware.update_rate if config.runtime.precision == "float32" else hardware.short_update_rate
+    update = 3 * update_multiplications(config, action_size) / rate
     seconds = (
         updates * (update + config.batch.chunk * hardware.update_step_seconds)
         + calls * planner.iterations * planner.horizon * hardware.plan_step_seconds
-        + decisions * decision_multiplications(config, action_size) / hardware.rate
+        + decisions * decision_multiplications(config, action_size) / hardware.plan_rate
         + pictures * hardware.picture_seconds
         + START_SECONDS
     )

@@ -1,9 +1,14 @@
+import json
+from pathlib import Path
+
 import pytest
 
 from benchmarks import cost
 from benchmarks.executors import machine
 from planet.presets import resolve
+from planet.run_dir import RunDir
 
+ROOT = Path(__file__).parents[2]
 SMOKE = resolve("cheetah_run", preset="smoke")
 PAPER = resolve("walker_walk")
 
@@ -96,6 +101,29 @@ def test_the_estimate_grows_with_what_is_computed():
     assert cost.estimate(resolve("cheetah_run"), cost.GPU).hours < base / 20
     assert cost.estimate(resolve("cheetah_run", preset="quick"), cost.CPU_CORE).hours < base / 50
     assert cost.estimate(resolve("dmc6"), cost.GPU).hours > 5 * cost.estimate(resolve("cheetah_run"), cost.GPU).hours
+
+
+def test_the_estimate_is_what_our_own_finished_runs_took():
+    runs = [RunDir(path) for path in (ROOT / "results/quick/base/cartpole_swingup").glob("seed_*")]
+    finished = [run for run in runs if (run.status() or {}).get("state") == "done"]
+
+    assert finished
+    for run in finished:
+        last = json.loads(run.metrics_jsonl.read_text().splitlines()[-1])
+        estimate = cost.estimate(run.config(), cost.CPU_CORE)
+        assert estimate.updates == last["updates"]
+        assert estimate.hours == pytest.approx(last["cpu_seconds"] / 3600, rel=0.2), run.path
+
+
+def test_bfloat16_makes_updates_cheaper():
+    hours = {
+        precision: cost.estimate(
+            resolve("cartpole_swingup", changes={"runtime.precision": precision}), cost.CPU_CORE
+        ).hours
+        for precision in ("bfloat16", "auto")
+    }
+
+    assert hours["bfloat16"] == hours["auto"] < cost.estimate(resolve("cartpole_swingup"), cost.CPU_CORE).hours
 
 
 def test_multiplications_of_one_update_by_hand():
