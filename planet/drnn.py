@@ -41,12 +41,11 @@ class DRNN(Transition):
             deter + stoch + deter, hidden, stoch, min_std=min_std, fixed_std=fixed_std, activation=activation
         )
         self.decoder_cell = nn.GRUCell(stoch, deter)
-        self.embed_size = embed_size
 
     def prior(
         self, state: State, action: Float[Tensor, "*batch action"], noise: Float[Tensor, "*batch stoch"]
     ) -> State:
-        return self.posterior(state, action, action.new_zeros(*action.shape[:-1], self.embed_size), noise)
+        return self._step(state, [action], noise)
 
     def posterior(
         self,
@@ -55,11 +54,18 @@ class DRNN(Transition):
         embed: Float[Tensor, "*batch embed"],
         noise: Float[Tensor, "*batch stoch"],
     ) -> State:
-        with float32(action.device):
-            batch, flat = action.shape[:-1], state.map(lambda x: x.reshape(-1, x.shape[-1]))  # a cell takes one axis
-            inputs = torch.cat([embed.float(), action], dim=-1).reshape(flat.deter.shape[0], -1)
+        return self._step(state, [embed.float(), action], noise)
+
+    def _step(self, state: State, seen: list[Tensor], noise: Tensor) -> State:
+        """Take one step given [embedding, action], or [action] for an embedding of zeros: its columns of the first
+        matrix, most of what a step multiplies, are then left out."""
+        with float32(noise.device):
+            batch, flat = noise.shape[:-1], state.map(lambda x: x.reshape(-1, x.shape[-1]))  # a cell takes one axis
+            inputs = torch.cat([*seen, state.stoch], dim=-1).reshape(flat.deter.shape[0], -1)
             encoder, decoder = flat.deter.chunk(2, dim=-1)
-            encoder = self.encoder_cell(torch.cat([inputs, flat.stoch], dim=-1), encoder)
+            cell = self.encoder_cell
+            columns = cell.weight_ih[:, -inputs.shape[1] :]
+            encoder = torch.gru_cell(inputs, encoder, columns, cell.weight_hh, cell.bias_ih, cell.bias_hh)
             mean, std = self.head(torch.cat([encoder, flat.stoch, decoder], dim=-1))
             stoch = self.sample(mean, std, noise.reshape(mean.shape))
             decoder = self.decoder_cell(stoch, decoder)
