@@ -241,6 +241,8 @@ def watch(folders: Sequence[Path], suite: str | None) -> None:
 def cancel(paths: Sequence[Path]) -> int:
     """End runs that wait or run: Slurm jobs by scancel, local processes by SIGTERM, so that both save first.
 
+    Only jobs that we submitted are cancelled: a local process may be in an allocation that is the user's own.
+
     Returns the exit code: 1 where a run could not be reached from here.
     """
     jobs: dict[str, list[str]] = {}
@@ -256,11 +258,10 @@ def cancel(paths: Sequence[Path]) -> int:
             alive = held is not None and held.why_alive(queue.knows) is not None
             entry = queue.submission_of(path)
             job = held.owner.slurm_job if held and alive else entry[1] if entry else None
-            if job is not None:
-                jobs.setdefault(job, [])
-                if entry is not None and entry[1] == job:
-                    pack = entry[0].packs[entry[0].jobs.index(job)]
-                    jobs[job] = [name for name in pack if preset_folder / name not in wanted]
+            submission = next((s for s in queue.submissions if job in s.jobs), None)
+            if job is not None and submission is not None:
+                pack = submission.packs[submission.jobs.index(job)]
+                jobs[job] = [name for name in pack if preset_folder / name not in wanted]
             elif held is not None and alive and not held.process_dead and held.here:
                 os.kill(held.owner.pid, signal.SIGTERM)
                 print(f"asked {'/'.join(path.parts[-4:])} ({held.owner}) to save and stop")

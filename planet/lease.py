@@ -153,8 +153,8 @@ class Holding:
             return None
         if self.here and not self.process_dead:
             return "its process runs on this host"
-        if self.here and owner.slurm_job is None:
-            return None
+        if self.here and owner.slurm_job in (None, slurm_job_id()):
+            return None  # no job of its own will come back for the run: we are in the allocation it was started in
         if owner.slurm_job is not None:
             known = knows(owner.slurm_job)
             if known is not None:

@@ -167,7 +167,12 @@ def test_cancel_ends_slurm_jobs_and_names_what_goes_with_them(runs, capsys, sque
     assert (squeue / "cancelled").read_text() == "5_0\n5_0 5_1\n"
 
 
-def test_cancel_lets_a_local_run_save(runs, capsys):
+@pytest.mark.parametrize("allocation", [None, "77"])
+def test_cancel_lets_a_local_run_save(runs, capsys, squeue, monkeypatch, allocation):
+    """Also inside an allocation, which is the user's and stays."""
+    if allocation:
+        monkeypatch.setenv("SLURM_JOB_ID", allocation)
+    (squeue / "jobs").write_text("77|RUNNING|None|n1|bash|1:00\n")
     run = make(runs, 0)
     (run.path / "behave").write_text("slow")
     worker = subprocess.Popen([sys.executable, str(FAKE), str(run.path)])
@@ -180,6 +185,7 @@ def test_cancel_lets_a_local_run_save(runs, capsys):
     assert worker.wait(timeout=20) == 75
     assert "to save and stop" in capsys.readouterr().out
     assert (run.status() or {})["state"] == "stopped"
+    assert not (squeue / "cancelled").exists()
 
 
 def test_cancel_says_what_it_cannot_reach(runs, capsys):

@@ -113,6 +113,15 @@ def test_a_dead_process_whose_slurm_job_lives_keeps_the_run_for_that_job(tmp_pat
         mine.check()
 
 
+def test_a_dead_process_of_the_allocation_we_are_in_is_gone(tmp_path, monkeypatch):
+    # Started by hand inside `salloc`: the job lives on, but it will not come back for the run.
+    plant(tmp_path, process_start=1, slurm_job="77")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    held = look(tmp_path)
+
+    assert held is not None and held.why_alive(never) is None
+
+
 def test_the_same_slurm_job_restarted_takes_its_run_back_at_once(tmp_path, monkeypatch):
     plant(tmp_path, host="node7", boot="other", slurm_job="12_3", slurm_restarts=1)
     monkeypatch.setenv("SLURM_JOB_ID", "15")
