@@ -23,6 +23,8 @@ from submitit.helpers import DelayedSubmission
 
 from benchmarks.executors.machine import MAX_THREADS, cores, visible_gpus
 from benchmarks.executors.pool import Ended, Pool, Slot, checkpoint_time
+from benchmarks.executors.queue import failed_in
+from planet.lease import slurm_job_id
 from planet.run_dir import STATUS_FIELDS, RunDir
 
 MAX_FRUITLESS = 5
@@ -48,11 +50,15 @@ class Pack:
     def __call__(self, *paths: str) -> list[tuple[str, str]]:
         """Run all to their end; return (run, outcome) of each.
 
+        A requeued job leaves alone what failed in it: that is started again by a retry, in a job of its own.
+
         Raises:
             RunsFailed, Interrupted.
         """
         began = time.time()
-        runs = [Path(path) for path in paths]
+        failed = [Path(path) for path in paths if failed_in(Path(path), slurm_job_id())]
+        runs = [Path(path) for path in paths if Path(path) not in failed]
+        before = [Ended(path, "failed", str((RunDir(path).status() or {}).get("error"))) for path in failed]
         with _Signals() as signals, mps(self.mps) as environment:
             pool = Pool(slots=job_slots(len(runs), environment), waiting=deque(runs))
             while True:
@@ -68,7 +74,7 @@ class Pack:
             if signals.requeue and any(result.outcome == "stopped" for result in pool.ended):
                 self._count_fruitless(runs, began)
                 signals.hand_on()  # to submitit: it calls checkpoint(), requeues the job and exits
-        return _verdict(pool.ended)
+        return _verdict([*before, *pool.ended])
 
     def checkpoint(self, *paths: str) -> DelayedSubmission:
         """Return what the requeued job executes: the same again, for what is done is done."""
@@ -85,7 +91,7 @@ class Pack:
         for path in runs:
             run = RunDir(path)
             before = run.status() or {}
-            if before.get("state") != "done":
+            if before.get("state") not in ("done", "failed"):
                 fields = {name: before[name] for name in STATUS_FIELDS if name in before}
                 run.write_status({**fields, "state": "failed", "error": error, "traceback": None})
         raise RunsFailed(error)

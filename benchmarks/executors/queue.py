@@ -21,11 +21,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.executors.pool import last_line
 from benchmarks.plan import State
 from planet import lease
-from planet.run_dir import read_json, write_atomic
+from planet.run_dir import RunDir, read_json, write_atomic
 
 FORMAT = 1
 ENDED = frozenset(
@@ -246,6 +247,8 @@ class Queue:
         if job is not None and job.live:
             if job.state == "PENDING":
                 return "waiting", f"Slurm job {id_} pending ({job.reason})"
+            if failed_in(path, id_):
+                return None  # the job goes on with the others of its pack, not with this one
             return "running", f"Slurm job {id_} {job.state.lower()} on {job.node}, starting"
         if _started_in(path, id_, submission.created):
             return None
@@ -273,10 +276,24 @@ def _started_in(path: Path, job: str, submitted: float) -> bool:
 
     The time alone does not tell: a node's clock may be behind the one of the machine that submitted.
     """
-    starts = (read_json(path / "run.json") or {}).get("starts", [])
-    if not starts:
+    start = _last_start(path)
+    return start is not None and (_job(start) == job or start["time"] >= submitted)
+
+
+def failed_in(path: Path, job: str | None) -> bool:
+    """Return whether the run failed, and this Slurm job was the last to start it."""
+    start = _last_start(path)
+    if job is None or start is None or _job(start) != job:
         return False
-    ids = starts[-1].get("slurm", {})
+    return (RunDir(path).status() or {}).get("state") == "failed"
+
+
+def _last_start(path: Path) -> dict[str, Any] | None:
+    starts = (read_json(path / "run.json") or {}).get("starts", [])
+    return starts[-1] if starts else None
+
+
+def _job(start: dict[str, Any]) -> str | None:
+    ids = start.get("slurm", {})
     task = ids.get("array_task_id")
-    started = f"{ids.get('array_job_id')}_{task}" if task else ids.get("job_id")
-    return started == job or starts[-1]["time"] >= submitted
+    return f"{ids.get('array_job_id')}_{task}" if task else ids.get("job_id")

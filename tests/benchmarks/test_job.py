@@ -48,6 +48,21 @@ def test_one_failure_fails_the_job_after_the_others_are_done(tmp_path):
     assert (good.status() or {})["state"] == "done"
 
 
+def test_a_requeued_job_leaves_alone_what_failed_in_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    bad, good = make(tmp_path, "bad", "fail"), make(tmp_path, "good")
+    with pytest.raises(RunsFailed):
+        Pack()(str(bad.path))
+
+    with pytest.raises(RunsFailed, match=r"1 of 2 runs failed:\n.*bad: ValueError: loss became NaN"):
+        Pack()(str(bad.path), str(good.path))
+    assert len(bad.run()["starts"]) == 1 and (good.status() or {})["state"] == "done"
+
+    monkeypatch.setenv("SLURM_JOB_ID", "13")  # a retry
+    (bad.path / "behave").unlink()
+    assert Pack()(str(bad.path)) == [(str(bad.path), "done")]
+
+
 def after(run, number):
     """Send this process a signal once a run has begun."""
     script = f"""
@@ -109,6 +124,18 @@ def test_a_job_that_never_saves_anything_is_given_up(tmp_path, monkeypatch):
         pack._count_fruitless([run.path], time.time())
     status = run.status()
     assert status is not None and status["state"] == "failed" and "longer time limit" in status["error"]
+
+
+def test_what_has_failed_keeps_its_error_when_the_job_is_given_up(tmp_path, monkeypatch):
+    bad, slow = make(tmp_path, "bad"), make(tmp_path, "slow")
+    bad.write_status({"state": "failed", "error": "ValueError: loss became NaN"})
+    slow.write_status({"state": "stopped"})
+    monkeypatch.setattr(job, "FRUITLESS_SECONDS", 0.0)
+    with pytest.raises(RunsFailed):
+        Pack(fruitless=job.MAX_FRUITLESS - 1)._count_fruitless([bad.path, slow.path], time.time())
+
+    errors = [(run.status() or {})["error"] for run in (bad, slow)]
+    assert errors[0] == "ValueError: loss became NaN" and "longer time limit" in errors[1]
 
 
 def test_one_new_checkpoint_starts_the_count_again(tmp_path, monkeypatch):

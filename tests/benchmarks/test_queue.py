@@ -121,6 +121,24 @@ def test_a_run_that_began_on_a_node_whose_clock_is_behind_speaks_for_itself(tmp_
     assert Queue.read(preset).job_of(run.path) is None
 
 
+def test_a_failed_run_speaks_for_itself_while_its_packmate_keeps_the_job(tmp_path, cluster, monkeypatch):
+    preset, _, (bad, good) = submitted(tmp_path, seeds=2, packs=2, ids=["12"])
+    jobs(cluster, ("12", "RUNNING", "None", "n1", "n", "1:00"))
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    for run in (bad, good):
+        run.record_start()
+    bad.write_status({"state": "failed", "error": "NonFiniteLoss: kl became nan"})
+    good.write_status({"state": "running"})
+    q = Queue.read(preset)
+    assert q.job_of(bad.path) is None and q.job_of(good.path) == ("running", "Slurm job 12 running on n1, starting")
+
+    again = new_submission(preset, "retry", [[bad.path]])
+    object.__setattr__(again, "jobs", ("13",))
+    again.write()
+    jobs(cluster, ("12", "RUNNING", "None", "n1", "n", "1:00"), ("13", "RUNNING", "None", "n2", "n", "0:01"))
+    assert Queue.read(preset).job_of(bad.path) == ("running", "Slurm job 13 running on n2, starting")
+
+
 def test_where_squeue_does_not_answer_a_submitted_run_is_not_submitted_again(tmp_path, cluster):
     preset, _, (run,) = submitted(tmp_path)
     (cluster / "down").touch()
