@@ -48,7 +48,11 @@ class Executor(Protocol):
         ...
 
     def start(self, items: Sequence[Item], preset_folder: Path, suite: str) -> int:
-        """Start the runs, whose directories exist; return the exit code."""
+        """Start the runs, whose directories exist; return the exit code.
+
+        Raises:
+            ValueError: not here and now; the message says why.
+        """
         ...
 
 
@@ -128,12 +132,18 @@ class Local:
     def start(self, items: Sequence[Item], preset_folder: Path, suite: str) -> int:
         from benchmarks.executors import local
 
-        problem = preflight()
-        if problem:
-            print(f"launch.py: this machine cannot run it, nothing was started: {problem}", file=sys.stderr)
-            return 1
-        names = {item.run.path: item.run.name for item in items}
-        ended = local.execute([*names], self._slots(items)[0], names=lambda path: names[path])
+        with machine.at_work() as other:
+            if other is not None and self.options.max_parallel is None:
+                raise ValueError(
+                    f"{other} has a sweep at work on this machine, sized for all of it; nothing was started. Wait "
+                    "for it, or say how many runs shall go beside it: --max-parallel N"
+                )
+            problem = preflight()
+            if problem:
+                print(f"launch.py: this machine cannot run it, nothing was started: {problem}", file=sys.stderr)
+                return 1
+            names = {item.run.path: item.run.name for item in items}
+            ended = local.execute([*names], self._slots(items)[0], names=lambda path: names[path])
         return report(ended, len(items), preset_folder)
 
 

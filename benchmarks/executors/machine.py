@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.executors.pool import Slot
@@ -44,14 +47,27 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def free_bytes() -> int | None:
-    """Return the memory that can be had without swapping, or None where Linux does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else None
+def free_bytes() -> int:
+    """Return the memory that can be had without swapping: of the machine, or of its container."""
+    from planet.replay import available_memory  # numpy is loaded here
+
+    return available_memory()
+
+
+@contextmanager
+def at_work() -> Iterator[str | None]:
+    """Say that this process has runs at work on this machine; yields who of this user says so already, else None."""
+    path = Path(tempfile.gettempdir()) / f"planet-at-work-{os.getuid()}"
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield f"pid {file.read() or 'unknown'}"
+            return
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield None
 
 
 def run_bytes(config: Config) -> int:
@@ -77,12 +93,11 @@ def slots(
     gpus: Sequence[str],
     max_parallel: int | None = None,
     runs_per_gpu: int = 1,
-    busy: int = 0,
 ) -> tuple[list[Slot], str]:
     """Return the slots for these runs and a sentence on how their number came about.
 
-    With GPUs: each GPU `runs_per_gpu` times. Without: a slot per core, fewer where memory would not do. `busy` runs
-    are already at work here and take a slot each. Cores are shared out among the slots as threads.
+    With GPUs: each GPU `runs_per_gpu` times. Without: a slot per core, fewer where memory would not do. Cores are
+    shared out among the slots as threads.
     """
     total = cores()
     if gpus:
@@ -95,11 +110,9 @@ def slots(
         # Asked for: no second guess. More slots than places share GPUs and cores.
         places = [places[i % len(places)] for i in range(max_parallel)]
         limit, why = max_parallel, f"--max-parallel {max_parallel}"
-    elif free is not None and need and free // need < limit:
+    elif need and free // need < limit:
         limit = max(1, free // need)
         why = f"memory: a run needs up to {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
-    if busy and limit > 1:
-        limit, why = max(1, limit - busy), f"{why}; {busy} runs are already at work here"
     limit = max(1, min(limit, len(configs)))
     threads = str(max(1, min(MAX_THREADS, total // limit)))
     environment = {"OMP_NUM_THREADS": threads, "LP_NUM_THREADS": "0"}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cost, dispatch, launch
+from benchmarks.executors import local, machine
 from benchmarks.executors.profile import Profile
 from planet import presets
 from planet.lease import Lease
@@ -19,7 +20,8 @@ ONE = ["--tasks", "cartpole_swingup", "--seeds", "1", "--preset", "smoke"]
 
 
 def run(tmp_path, *words, **environment):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    # TMPDIR: a sweep that is at work on this machine has nothing to do with the test's.
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path), **environment}
     return subprocess.run(
         [sys.executable, str(SCRIPT), *words, "--runs", str(tmp_path / "runs")],
         capture_output=True, text=True, timeout=300, check=False, env=env,
@@ -258,6 +260,22 @@ def test_a_machine_that_cannot_draw_is_told_before_any_run_starts(tmp_path):
     assert not (tmp_path / "runs/smoke/base/cartpole_swingup/seed_0/status.json").exists()
 
 
+@pytest.mark.parametrize("words", [[], ["--max-parallel", "2"]])
+def test_a_second_launcher_on_a_machine_wants_to_be_told_how_many(tmp_path, capsys, monkeypatch, words):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(dispatch, "preflight", lambda: None)
+    begun = []
+    monkeypatch.setattr(local, "execute", lambda paths, slots, names: begun.extend(paths) or [])
+    with machine.at_work() as other:
+        assert other is None
+        code = main(tmp_path, *ONE, "--executor", "local", *words)
+    err = capsys.readouterr().err
+
+    assert (code, len(begun)) == ((75, 1) if words else (2, 0))
+    assert words or (f"pid {os.getpid()} has a sweep at work on this machine" in err and "--max-parallel N" in err)
+    assert main(tmp_path, *ONE, "--executor", "local") == 75 and begun  # the other has ended
+
+
 @pytest.mark.slow
 def test_a_sweep_runs_to_done_and_typed_again_does_nothing(tmp_path):
     words = ["--tasks", "cartpole_swingup", "cheetah_run", "--seeds", "1", "--preset", "smoke", "--executor", "local"]
@@ -271,7 +289,8 @@ def test_a_sweep_runs_to_done_and_typed_again_does_nothing(tmp_path):
 @pytest.mark.slow
 def test_a_sweep_interrupted_goes_on_when_typed_again(tmp_path):
     words = [sys.executable, str(SCRIPT), *ONE, "--set", "schedule.train_episodes=60", "--runs", str(tmp_path)]
-    launcher = subprocess.Popen([*words, "--executor", "local"], stdout=subprocess.PIPE, text=True)
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    launcher = subprocess.Popen([*words, "--executor", "local"], stdout=subprocess.PIPE, text=True, env=env)
     (path,) = [tmp_path / "smoke/base+schedule.train_episodes=60/cartpole_swingup/seed_0"]
     deadline = time.monotonic() + 120
     while (json.loads((path / "status.json").read_text()) if (path / "status.json").exists() else {}).get(

@@ -56,6 +56,13 @@ def test_memory_limits_what_was_not_asked_for():
     assert len(machine.slots([PAPER] * 40, gpus=(), max_parallel=12)[0]) == 12
 
 
+def test_a_containers_limit_counts(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr("planet.replay._control_group_room", lambda: [3 * 2**20])
+
+    assert machine.free_bytes() == 3 * 2**20
+
+
 def test_more_at_a_time_than_gpus_share_them():
     slots, _ = machine.slots([SMOKE] * 40, gpus=("0", "1"), max_parallel=5)
 
