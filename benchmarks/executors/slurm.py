@@ -94,7 +94,8 @@ def parameters(batch: Batch, name: str) -> dict[str, Any]:
         "signal_delay_s": p.signal_seconds,
         "array_parallelism": p.max_parallel or len(batch.packs),
         "setup": [line for text in p.setup for line in _checked(text)],
-        "srun_args": list(p.srun_args),
+        # Between Slurm 22.05 and 23.02 srun does not take it from sbatch: the step would have one core.
+        "srun_args": [f"--cpus-per-task={p.cpus_per_run * runs}", *p.srun_args],
     }
     if not (p.mem_per_gpu or p.mem_per_cpu):
         wanted["mem"] = f"{round(batch.mem_gb * runs * 1024)}M"

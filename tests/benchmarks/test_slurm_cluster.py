@@ -99,7 +99,8 @@ def launch(runs, *words, cluster=True, code=0, profile=PROFILE):
         extra = ["--executor", "slurm", "--cluster", str(file)]
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "launch.py"), *words, *extra, "--runs", str(runs)],
-        capture_output=True, text=True, timeout=600, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=600, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **({} if cluster else {"TMPDIR": str(runs)})},
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout

@@ -37,4 +37,4 @@ source 'my env'/bin/activate
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /shared/planet/runs/paper/slurm/SUBMISSION/%A_%a_%t_log.out --error /shared/planet/runs/paper/slurm/SUBMISSION/%A_%a_%t_log.err --cpu-bind=cores bash -c 'trap "" USR2; exec "$@"' bash apptainer exec --nv planet.sif python -u -m submitit.core._submit /shared/planet/runs/paper/slurm/SUBMISSION
+srun --unbuffered --output /shared/planet/runs/paper/slurm/SUBMISSION/%A_%a_%t_log.out --error /shared/planet/runs/paper/slurm/SUBMISSION/%A_%a_%t_log.err --cpus-per-task=8 --cpu-bind=cores bash -c 'trap "" USR2; exec "$@"' bash apptainer exec --nv planet.sif python -u -m submitit.core._submit /shared/planet/runs/paper/slurm/SUBMISSION
