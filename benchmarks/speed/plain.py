@@ -7,6 +7,7 @@ is not repeated here. Shapes as in `planet.world_model`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,16 +172,18 @@ def returns(model: WorldModel, state: Latent, actions: Tensor, noise: Tensor) ->
 @torch.no_grad()
 def plan(
     model: WorldModel, state: Latent, *, horizon: int = 12, candidates: int = 1000, elites: int = 100,
-    iterations: int = 10,
+    iterations: int = 10, noises: Iterable[tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Return CEM's mean [N, H, A]."""
+    """Return CEM's mean [N, H, A]. `noises`: for each iteration that of the actions [N, J, H, A] and that of `returns`;
+    else they are drawn here."""
     envs = state.h.shape[0]
     mean = torch.zeros(envs, horizon, model.action_size)
     std = torch.ones(envs, horizon, model.action_size)
-    for _ in range(iterations):
-        noise = torch.randn(envs, candidates, horizon, model.action_size)
+    action_shape = envs, candidates, horizon, model.action_size
+    latent_shape = horizon, envs * candidates, model.transition.stoch_size
+    drawn = ((torch.randn(action_shape), torch.randn(latent_shape)) for _ in range(iterations))
+    for noise, latent_noise in drawn if noises is None else noises:
         actions = (mean[:, None] + std[:, None] * noise).clamp(-1, 1)
-        latent_noise = torch.randn(horizon, envs * candidates, model.transition.stoch_size)
         scores = returns(model, state, actions, latent_noise)
         best = scores.topk(elites, dim=1).indices
         chosen = torch.stack([actions[n, best[n]] for n in range(envs)])

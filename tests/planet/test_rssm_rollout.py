@@ -1,5 +1,6 @@
 """The planner's inner loop equals the plain one: returns, elites, plans."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -8,9 +9,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.speed import plain
-from planet import rssm_rollout
+from planet import cem, rssm_rollout
 from planet.config import ModelConfig, ObjectiveConfig
 from planet.networks import compute_dtype
+from planet.presets import resolve
 from planet.rssm import RSSM
 from planet.rssm_rollout import ALIGNED, RSSMRollout
 from planet.transition import State
@@ -177,6 +179,36 @@ def test_elites_are_those_of_the_plain_loop_at_paper_size() -> None:
 
     expected = plain.returns(model, latent, actions, noise.flatten(0, 1))
     assert set(scores[0].topk(100).indices.tolist()) == set(expected[0].topk(100).indices.tolist())
+
+
+@pytest.mark.parametrize(("preset", "few_kernels"), [("quick", False), ("quick", True), ("paper", False)])
+def test_a_whole_plan_is_the_plain_one(preset: str, few_kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten iterations on the same random numbers: the elites of each, and the mean after the last."""
+    config = resolve("cheetah_run", preset=preset, changes={"model.conv_depth": 4})
+    planner, generators = config.planner, [seeded(3)]
+    monkeypatch.setattr(RSSMRollout, "__init__", functools.partialmethod(RSSMRollout.__init__, few_kernels=few_kernels))
+    model = WorldModel(config.model, ObjectiveConfig(), 6, seeded(0))
+    state, latent = state_of(model, 1)
+    actions = cem.draw_noise((10, planner.candidates, planner.horizon, 6), generators, torch.device("cpu"))
+    sizes: dict[str, int] = {"horizon": planner.horizon, "candidates": planner.candidates}
+    noise = model.draw_return_noise(10, generators=generators, **sizes)
+    score, plain_returns = model.return_predictor_given_noise(state, noise), plain.returns
+    ours: list[Tensor] = []
+    theirs: list[Tensor] = []
+
+    def noted(scores: Tensor, where: list[Tensor]) -> Tensor:
+        where.append(scores.topk(planner.num_elites).indices.sort().values)
+        return scores
+
+    found, _ = cem.search(lambda proposals: noted(score(proposals), ours), actions, elites=planner.num_elites)
+    monkeypatch.setattr(plain, "returns", lambda *given: noted(plain_returns(*given), theirs))
+    noises = zip(actions, noise.transpose(1, 2).flatten(2, 3), strict=True)
+    mean = plain.plan(model, latent, elites=planner.num_elites, noises=noises, **sizes)
+
+    assert len(ours) == len(theirs) == 10
+    assert torch.equal(torch.stack(ours), torch.stack(theirs))
+    torch.testing.assert_close(found.mean, mean, rtol=0, atol=1e-4)
+    assert mean.abs().max() > 0.1
 
 
 def test_bfloat16_ranks_candidates_almost_as_float32_does() -> None:
