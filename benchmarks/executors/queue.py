@@ -226,10 +226,12 @@ class Queue:
     def knows(self, job: str) -> bool | None:
         """Return whether Slurm still has a job, without another call for jobs of ours."""
         jobs = self.jobs
-        if jobs is not None and job in jobs:
+        if jobs is None:
+            return None  # it did not answer: asking for each job would take half a minute each
+        if job in jobs:
             return jobs[job].live
         ours = any(job in submission.jobs for submission in self.submissions)
-        return False if jobs is not None and ours else _ask_once(job)
+        return False if ours else _ask_once(job)
 
     def job_of(self, path: Path) -> tuple[State, str] | None:
         """Return what the queue says of a run that is not done and whose lease nobody alive holds; None: nothing.
@@ -243,7 +245,13 @@ class Queue:
         jobs = self.jobs
         job = (jobs or {}).get(id_)
         if jobs is None:
-            return "waiting", f"Slurm job {id_}, and squeue does not answer"
+            if shutil.which("squeue") is None:
+                return None  # the runs were copied to a machine without Slurm
+            away = os.path.relpath(folder_of(self.preset_folder))
+            return (
+                "waiting",
+                f"Slurm job {id_}, and squeue does not answer (to go on without that cluster, move {away} away)",
+            )
         if job is not None and job.live:
             if job.state == "PENDING":
                 return "waiting", f"Slurm job {id_} pending ({job.reason})"

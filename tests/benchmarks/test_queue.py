@@ -142,9 +142,20 @@ def test_a_failed_run_speaks_for_itself_while_its_packmate_keeps_the_job(tmp_pat
 def test_where_squeue_does_not_answer_a_submitted_run_is_not_submitted_again(tmp_path, cluster):
     preset, _, (run,) = submitted(tmp_path)
     (cluster / "down").touch()
-    answer = Queue.read(preset).job_of(run.path)
+    q = Queue.read(preset)
+    state, why = q.job_of(run.path) or ("", "")
 
-    assert answer == ("waiting", "Slurm job 12_0, and squeue does not answer")
+    assert state == "waiting" and "Slurm job 12_0, and squeue does not answer" in why
+    assert f"move {os.path.relpath(preset / 'slurm')} away" in why
+    assert [q.knows(job) for job in ("12_0", "12_1", "99")] == [None] * 3
+    assert (cluster / "calls").read_text() == "x\n"  # asked once: an answer that does not come takes its time
+
+
+def test_runs_copied_to_a_machine_without_slurm_are_not_waiting(tmp_path, monkeypatch):
+    preset, _, (run,) = submitted(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert Queue.read(preset).job_of(run.path) is None
 
 
 def test_a_launcher_cut_off_after_sbatch_is_made_good_by_the_jobs_name(tmp_path, cluster):
