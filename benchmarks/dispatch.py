@@ -33,7 +33,7 @@ class Options:
     runs_per_gpu: int | None = None
     profile: Profile
     profile_named: bool = False
-    """A cluster profile was asked for: then `auto` does not fall back to this machine without a word."""
+    """A cluster profile, or a key of it, was given: this machine cannot honour it."""
 
 
 class Executor(Protocol):
@@ -57,24 +57,29 @@ class Executor(Protocol):
 
 
 def choose(options: Options, *, dry_run: bool) -> Executor:
-    """Return the executor: `auto` is Slurm where its controller answers, else this machine.
+    """Return the executor: `auto` is Slurm on a machine of a cluster, else this machine.
 
     Raises:
-        ValueError: Slurm is asked for and does not answer. (A dry run needs none.)
+        ValueError: Slurm is asked for, or is to be expected here, and does not answer (a dry run needs none); or an
+            option means nothing to the executor.
     """
+    if options.executor in ("inline", "local") and options.profile_named:
+        raise ValueError(f"--cluster and --cluster-set are for Slurm; --executor {options.executor} does not read them")
     if options.executor == "inline":
+        if options.max_parallel is not None or options.runs_per_gpu is not None:
+            raise ValueError("--executor inline executes one run at a time: leave out --max-parallel, --runs-per-gpu")
         return Inline()
     if options.executor == "local":
         return Local(options)
     there = queue.answers()
-    if options.executor == "slurm" or options.profile_named:
-        if not there and not dry_run:
-            raise ValueError(
-                "no Slurm controller answers here (sbatch, srun and `scontrol ping`); log in to the cluster, or choose "
-                "--executor local"
-            )
-        return Slurm(options, there=there)
-    return Slurm(options, there=True) if there else Local(options)
+    if options.executor == "auto" and there is None and not options.profile_named:
+        return Local(options)
+    if not there and not dry_run:
+        raise ValueError(
+            "no Slurm controller answers here (sbatch, srun and `scontrol ping`); try again later, log in to the "
+            "cluster, or choose --executor local"
+        )
+    return Slurm(options, there=bool(there))
 
 
 def show_cost(items: Sequence[Item], hardware: cost.Hardware, parallel: int | None) -> None:
@@ -111,6 +116,8 @@ class Local:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.gpus = machine.visible_gpus()
+        if options.runs_per_gpu is not None and not self.gpus:
+            raise ValueError("--runs-per-gpu: no GPU is visible here; --max-parallel says how many runs at a time")
         self.hardware = cost.GPU if self.gpus else cost.CPU_CORE
 
     def _slots(self, items: Sequence[Item]) -> tuple[list[machine.Slot], str]:

@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         "--executor",
         choices=("auto", "slurm", "local", "inline"),
         default="auto",
-        help="auto: slurm where it answers, else local",
+        help="auto: slurm on a machine of a cluster, else local",
     )
     how.add_argument("--max-parallel", type=_positive, metavar="N", help="runs (Slurm: jobs) at a time")
     how.add_argument("--runs-per-gpu", type=_positive, metavar="K", help="runs that share a GPU (default 1)")
@@ -132,7 +132,7 @@ def make_options(arguments: argparse.Namespace) -> dispatch.Options:
         max_parallel=arguments.max_parallel,
         runs_per_gpu=arguments.runs_per_gpu,
         profile=profile.load(arguments.cluster, plan.parse_changes(arguments.cluster_set, "--cluster-set")),
-        profile_named=arguments.cluster is not None,
+        profile_named=arguments.cluster is not None or bool(arguments.cluster_set),
     )
 
 

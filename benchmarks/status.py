@@ -388,7 +388,7 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
             max_parallel=arguments.max_parallel,
             runs_per_gpu=arguments.runs_per_gpu,
             profile=profile.load(arguments.cluster, plan.parse_changes(arguments.cluster_set, "--cluster-set")),
-            profile_named=arguments.cluster is not None,
+            profile_named=arguments.cluster is not None or bool(arguments.cluster_set),
         )
         return retry(folders, arguments.suite, options)
     if command == "cancel":

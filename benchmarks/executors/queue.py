@@ -8,6 +8,7 @@ A submission without job ids is one whose launcher was cut off at the wrong mome
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import json
@@ -15,6 +16,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -65,15 +67,18 @@ class Submission:
         write_atomic(self.folder / "submission.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
-def answers() -> bool:
-    """Return whether a Slurm controller can be reached from here."""
+def answers() -> bool | None:
+    """Return whether a Slurm controller can be reached from here; None where this machine belongs to no cluster."""
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
-        return False
+        return None
     try:
         ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return ping.returncode == 0 and "is UP" in ping.stdout
+    if ping.returncode == 0 and "is UP" in ping.stdout:
+        return True
+    # Slurm's words where it is installed and no more.
+    return None if "not establish a configuration source" in ping.stderr else False
 
 
 def max_array_size() -> int | None:
@@ -125,11 +130,19 @@ def read_submissions(preset_folder: Path) -> list[Submission]:
 
 @contextmanager
 def locked(preset_folder: Path) -> Iterator[None]:
-    """Hold the right to submit for this folder: two launchers at once must not both submit a run."""
+    """Hold the right to submit for this folder: two launchers at once must not both submit a run.
+
+    Where the file system knows no locks (Lustre mounted without them), a warning takes their place.
+    """
     folder = folder_of(preset_folder)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            print(f"warning: {folder}: no file locks here, two launchers at once are not kept apart", file=sys.stderr)
         yield
 
 

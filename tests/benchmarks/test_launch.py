@@ -241,7 +241,36 @@ def test_slurm_asked_for_where_there_is_none_is_an_error(tmp_path, capsys, monke
     assert main(tmp_path, *ONE, "--executor", "slurm") == 2
     assert main(tmp_path, *ONE, "--cluster", str(SCRIPT.parents[1] / "slurm" / "gpu_cluster.toml")) == 2
     assert "no Slurm controller answers here" in capsys.readouterr().err
+    assert main(tmp_path, *ONE, "--cluster-set", "time=30") == 2
+    assert "no Slurm controller answers here" in capsys.readouterr().err
     assert isinstance(dispatch.choose(dispatch.Options(profile=Profile()), dry_run=False), dispatch.Local)
+
+
+def test_where_slurm_does_not_answer_no_sweep_starts_on_the_login_node(tmp_path, capsys, monkeypatch):
+    for name in ("sbatch", "srun", "scontrol"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 'Slurmctld(primary) at h is DOWN'\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    assert main(tmp_path, *ONE) == 2
+    assert "no Slurm controller answers here" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    assert isinstance(dispatch.choose(dispatch.Options(profile=Profile()), dry_run=True), dispatch.Slurm)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["local", "--cluster-set", "time=30"], "--cluster and --cluster-set are for Slurm; --executor local"),
+        (["inline", "--cluster-set", "time=30"], "--executor inline does not read them"),
+        (["local", "--runs-per-gpu", "2"], "no GPU is visible here; --max-parallel says"),
+        (["inline", "--max-parallel", "2"], "executes one run at a time: leave out --max-parallel"),
+    ],
+)
+def test_an_option_that_means_nothing_to_the_executor_is_refused(tmp_path, capsys, monkeypatch, words, message):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    assert main(tmp_path, *ONE, "--executor", *words, "--dry-run") == 2
+    assert message in capsys.readouterr().err
 
 
 def test_paper_size_without_a_gpu_names_its_cost_and_the_quick_preset(tmp_path, capsys, monkeypatch):

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 
@@ -234,10 +235,26 @@ def test_one_launcher_at_a_time_submits(tmp_path):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-@pytest.mark.parametrize(("said", "answer"), [("Slurmctld(primary) at h is UP", True), ("is DOWN", False)])
+def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, capsys):
+    def refuse(file, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with queue.locked(tmp_path):
+        assert "two launchers at once are not kept apart" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("Slurmctld(primary) at h is UP", True),
+        ("is DOWN", False),
+        ("scontrol: fatal: Could not establish a configuration source", None),  # installed, and no more
+    ],
+)
 def test_slurm_answers_where_its_controller_is_up(tmp_path, monkeypatch, said, answer):
     for name in ("sbatch", "srun", "scontrol"):
-        (tmp_path / name).write_text(f"#!/bin/sh\necho '{said}'\n")
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{said}' | tee /dev/stderr\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
 
