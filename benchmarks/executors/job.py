@@ -22,14 +22,14 @@ from types import FrameType
 from submitit.helpers import DelayedSubmission
 
 from benchmarks.executors.machine import MAX_THREADS, cores, visible_gpus
-from benchmarks.executors.pool import Ended, Pool, Slot, checkpoint_time
+from benchmarks.executors.pool import Ended, Pool, Slot
 from benchmarks.executors.queue import failed_in
 from planet.lease import slurm_job_id
 from planet.run_dir import STATUS_FIELDS, RunDir
 
 MAX_FRUITLESS = 5
 FRUITLESS_SECONDS = 60.0
-"""A job requeued so often, after at least so long each time, without one new checkpoint is given up."""
+"""A job requeued so often, after at least so long each time, without any progress is given up."""
 
 
 class RunsFailed(RuntimeError):
@@ -55,10 +55,11 @@ class Pack:
         Raises:
             RunsFailed, Interrupted.
         """
-        began = time.time()
+        began = time.monotonic()
         failed = [Path(path) for path in paths if failed_in(Path(path), slurm_job_id())]
         runs = [Path(path) for path in paths if Path(path) not in failed]
         before = [Ended(path, "failed", str((RunDir(path).status() or {}).get("error"))) for path in failed]
+        at = [_progress(path) for path in runs]
         with _Signals() as signals, mps(self.mps) as environment:
             pool = Pool(slots=job_slots(len(runs), environment), waiting=deque(runs))
             while True:
@@ -72,7 +73,7 @@ class Pack:
                     pool.stop()
                 pool.wait(0.2)
             if signals.requeue and any(result.outcome == "stopped" for result in pool.ended):
-                self._count_fruitless(runs, began)
+                self._count_fruitless(runs, at, time.monotonic() - began)
                 signals.hand_on()  # to submitit: it calls checkpoint(), requeues the job and exits
         return _verdict([*before, *pool.ended])
 
@@ -80,21 +81,27 @@ class Pack:
         """Return what the requeued job executes: the same again, for what is done is done."""
         return DelayedSubmission(Pack(self.mps, self.fruitless), *paths)
 
-    def _count_fruitless(self, runs: list[Path], began: float) -> None:
-        if any(checkpoint_time(RunDir(path)) >= began for path in runs):
+    def _count_fruitless(self, runs: list[Path], before: list[tuple[int, ...]], seconds: float) -> None:
+        # Not by the checkpoints' times: every stop writes one.
+        if [_progress(path) for path in runs] != before:
             self.fruitless = 0
-        elif time.time() - began >= FRUITLESS_SECONDS:
+        elif seconds >= FRUITLESS_SECONDS:
             self.fruitless += 1
         if self.fruitless < MAX_FRUITLESS:
             return
-        error = f"stopped {self.fruitless} times by Slurm before a first checkpoint; ask for a longer time limit"
+        error = f"stopped {self.fruitless} times by Slurm without getting any further; ask for a longer time limit"
         for path in runs:
             run = RunDir(path)
-            before = run.status() or {}
-            if before.get("state") not in ("done", "failed"):
-                fields = {name: before[name] for name in STATUS_FIELDS if name in before}
+            status = run.status() or {}
+            if status.get("state") not in ("done", "failed"):
+                fields = {name: status[name] for name in STATUS_FIELDS if name in status}
                 run.write_status({**fields, "state": "failed", "error": error, "traceback": None})
         raise RunsFailed(error)
+
+
+def _progress(path: Path) -> tuple[int, ...]:
+    status = RunDir(path).status() or {}
+    return tuple(status.get(name) or 0 for name in ("updates", "episode", "evals_done", "agent_steps"))
 
 
 def _verdict(ended: list[Ended]) -> list[tuple[str, str]]:

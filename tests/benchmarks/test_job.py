@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -114,39 +113,57 @@ def test_a_requeued_job_gets_the_same_runs():
     assert again.function == Pack(mps=True, fruitless=2)
 
 
-def test_a_job_that_never_saves_anything_is_given_up(tmp_path, monkeypatch):
+def test_a_job_that_gets_no_further_is_given_up_though_every_stop_saves(tmp_path):
     run = make(tmp_path, "a")
-    monkeypatch.setattr(job, "FRUITLESS_SECONDS", 0.0)
-    pack = Pack()
+    run.write_status({"state": "stopped", "episode": 3, "updates": 200})
+    run.checkpoints.mkdir()
+    pack, before = Pack(), [job._progress(run.path)]
     for _ in range(job.MAX_FRUITLESS - 1):
-        pack._count_fruitless([run.path], time.time())
-    with pytest.raises(RunsFailed, match="stopped 5 times by Slurm before a first checkpoint"):
-        pack._count_fruitless([run.path], time.time())
+        (run.checkpoints / "latest.pt").touch()
+        pack._count_fruitless([run.path], before, job.FRUITLESS_SECONDS)
+    pack._count_fruitless([run.path], before, job.FRUITLESS_SECONDS - 1)  # a job that was hardly there does not count
+    with pytest.raises(RunsFailed, match="stopped 5 times by Slurm without getting any further"):
+        pack._count_fruitless([run.path], before, job.FRUITLESS_SECONDS)
     status = run.status()
     assert status is not None and status["state"] == "failed" and "longer time limit" in status["error"]
 
 
-def test_what_has_failed_keeps_its_error_when_the_job_is_given_up(tmp_path, monkeypatch):
+def test_what_has_failed_keeps_its_error_when_the_job_is_given_up(tmp_path):
     bad, slow = make(tmp_path, "bad"), make(tmp_path, "slow")
     bad.write_status({"state": "failed", "error": "ValueError: loss became NaN"})
     slow.write_status({"state": "stopped"})
-    monkeypatch.setattr(job, "FRUITLESS_SECONDS", 0.0)
+    runs = [bad.path, slow.path]
     with pytest.raises(RunsFailed):
-        Pack(fruitless=job.MAX_FRUITLESS - 1)._count_fruitless([bad.path, slow.path], time.time())
+        Pack(fruitless=job.MAX_FRUITLESS - 1)._count_fruitless(runs, [*map(job._progress, runs)], job.FRUITLESS_SECONDS)
 
     errors = [(run.status() or {})["error"] for run in (bad, slow)]
     assert errors[0] == "ValueError: loss became NaN" and "longer time limit" in errors[1]
 
 
-def test_one_new_checkpoint_starts_the_count_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["updates", "episode", "evals_done", "agent_steps"])
+def test_any_progress_starts_the_count_again(tmp_path, name):
     run = make(tmp_path, "a")
-    monkeypatch.setattr(job, "FRUITLESS_SECONDS", 0.0)
-    pack, began = Pack(fruitless=job.MAX_FRUITLESS - 1), time.time() - 1
-    run.checkpoints.mkdir()
-    (run.checkpoints / "latest.pt").touch()
-    pack._count_fruitless([run.path], began)
+    pack, before = Pack(fruitless=job.MAX_FRUITLESS - 1), [job._progress(run.path)]
+    run.write_status({"state": "stopped", name: 1})
+    pack._count_fruitless([run.path], before, job.FRUITLESS_SECONDS)
 
     assert pack.fruitless == 0
+
+
+def test_a_pack_counts_from_where_it_began(tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "FRUITLESS_SECONDS", 0.0)
+    run = make(tmp_path, "a", "slow")
+    before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    pack = Pack(fruitless=2)
+    try:
+        sender = after(run, signal.SIGUSR2)
+        with pytest.raises(Interrupted):
+            pack(str(run.path))
+        sender.wait()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+    assert (run.status() or {})["episode"] >= 1 and pack.fruitless == 0
 
 
 def test_gpus_are_dealt_out_and_cores_shared(monkeypatch):
