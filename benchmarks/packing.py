@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -178,6 +179,7 @@ def work(seconds: float) -> None:
     device = hardware.resolve_device(config.runtime.device)
     precision = cast(Literal["float32", "bfloat16"], hardware.resolve_precision(config.runtime.precision, device))
     torch.set_num_threads(hardware.resolve_threads(config.runtime.threads))
+    hardware.keep_freed_memory()
     hardware.use(device)
     env = make_env(tasks.members(config.task)[0], config.env)
     world_model = WorldModel(config.model, config.objective, env.action_size)
@@ -260,6 +262,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.worker is not None:
         work(arguments.worker)
         return 0
+    problem = None
+    if min(arguments.runs) < 1:
+        problem = f"--runs must be at least 1, got {min(arguments.runs)}"
+    elif not arguments.seconds > 0:
+        problem = f"--seconds must be above 0, got {arguments.seconds:g}"
+    elif arguments.mps and shutil.which("nvidia-cuda-mps-control") is None:
+        problem = "--mps: there is no nvidia-cuda-mps-control here; it comes with the NVIDIA driver"
+    if problem:
+        print(f"packing: {problem}", file=sys.stderr)
+        return 2
     try:
         config = presets.resolve(arguments.task, preset=arguments.preset, changes=parse_changes(arguments.set))
     except (KeyError, ValueError) as error:

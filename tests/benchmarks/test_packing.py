@@ -51,9 +51,20 @@ def test_no_more_are_recommended_than_have_room_for_whole_runs(card_gib, best):
     assert packing.recommend(paces).runs == best
 
 
-def test_a_wrong_setting_is_one_line(capsys):
-    assert packing.main(["--set", "planner.elite=1"]) == 2
-    assert "no config key 'planner.elite'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "planner.elite=1"], "no config key 'planner.elite'"),
+        (["--runs", "2", "0"], "--runs must be at least 1, got 0"),
+        (["--seconds", "0"], "--seconds must be above 0, got 0"),
+        (["--mps"], "--mps: there is no nvidia-cuda-mps-control here"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(capsys, monkeypatch, tmp_path, words, message):
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert packing.main(words) == 2
+    assert capsys.readouterr().err.startswith(f"packing: {message}")
 
 
 @pytest.mark.slow
