@@ -2,15 +2,21 @@
 
 import copy
 import dataclasses
-import functools
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from planet import agent as agent_module
+from planet import world_model as world_model_module
 from planet.agent import Agent
 from planet.config import ModelConfig, ObjectiveConfig, OptimizerConfig, PlannerConfig
 from planet.cuda_graph import WARM_UP, CudaGraph, pack, unpack
@@ -44,6 +50,22 @@ def agent_of(model: WorldModel, precision: str = "float32") -> Agent:
     return Agent(model, PLANNER, action_size=2, precision=precision)
 
 
+def plan_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plan in the layout and with all environments together, as a GPU does."""
+    init = RSSMRollout.__init__
+
+    def with_few_kernels(self: RSSMRollout, *args: Any, **sizes: Any) -> None:
+        init(self, *args, few_kernels=True, **sizes)
+
+    monkeypatch.setattr(RSSMRollout, "__init__", with_few_kernels)
+    monkeypatch.setattr(world_model_module, "envs_together", lambda envs, *_: envs)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan_as_on_a_gpu(monkeypatch)
+
+
 def frames(envs: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(256, size=(envs, 3, 64, 64), dtype=np.uint8)
 
@@ -66,9 +88,8 @@ def test_an_update_never_looks_at_a_number(transition: str, precision: str, monk
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("transition", TRANSITIONS)
-def test_a_decision_never_looks_at_a_number(transition: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    as_on_a_gpu = functools.partialmethod(RSSMRollout.__init__, few_kernels=True)
-    monkeypatch.setattr(RSSMRollout, "__init__", as_on_a_gpu)
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_decision_never_looks_at_a_number(transition: str, precision: str) -> None:
     agent = agent_of(world_model(transition), precision)
     state = agent.start([torch.Generator().manual_seed(n) for n in range(2)])
     inputs = agent.decision_inputs(state, torch.from_numpy(frames(2)))
@@ -78,6 +99,74 @@ def test_a_decision_never_looks_at_a_number(transition: str, precision: str, mon
         found = agent.decide(*(torch.empty(x.shape, dtype=x.dtype) for x in inputs))
 
         assert found["plan"].shape == (2, 4, 2) and found["undefined"].shape == (3, 2)
+
+
+def decision_inputs(agent: Agent, seed: int) -> tuple[Tensor, ...]:
+    state = agent.start([torch.Generator().manual_seed(seed + n) for n in range(2)])
+    return agent.decision_inputs(state, torch.from_numpy(frames(2, seed)))
+
+
+def record(function: Callable[..., Any], *inputs: Tensor) -> Callable[..., Any]:
+    """Return all operations of one call as a straight list with no Python between them, which is what a CUDA graph is:
+    it computes the same from other inputs only if nothing else of the first call went into the later operations."""
+    return torch.no_grad()(make_fx(lambda *given: function(*given))(*inputs))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_decision_as_a_list_of_operations_decides_alike_on_other_inputs(precision: str) -> None:
+    agent = agent_of(world_model(), precision)
+
+    recorded = record(agent.decide, *decision_inputs(agent, 0))
+
+    for seed in (7, 0):
+        found, expected = (decide(*decision_inputs(agent, seed)) for decide in (recorded, agent.decide))
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_update_as_a_list_of_operations_learns_alike_from_other_batches(precision: str) -> None:
+    ours, theirs = (Learner(world_model(), OptimizerConfig(), CPU, precision) for _ in range(2))
+
+    def inputs(seed: int) -> tuple[Tensor, ...]:
+        given = batch(seed)
+        noise = ours.world_model.draw_noise(3, 4, torch.Generator().manual_seed(seed))
+        arrays = (torch.from_numpy(x) for x in (given.obs, given.action, given.reward))
+        return *arrays, noise.image, noise.state, noise.overshooting
+
+    ours.step(*inputs(0))  # makes Adam's moments
+    recorded = record(ours.step, *inputs(1))  # and takes a step
+    for seed in (0, 1):
+        theirs.step(*inputs(seed))
+
+    for seed in (2, 3):
+        found, expected = recorded(*inputs(seed)), theirs.step(*inputs(seed))
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+
+
+# In a process of its own: Dynamo cannot trace the shape checks that tests put around every function.
+COMPILE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import pytest
+import torch
+import test_cuda_graph as this
+
+this.plan_as_on_a_gpu(pytest.MonkeyPatch())
+agent = this.agent_of(this.world_model())
+# Not one graph: Dynamo stops at each product that writes into a slice and goes on after it.
+compiled = torch.compile(agent.decide, backend="aot_eager")
+for seed in (0, 7):
+    inputs = this.decision_inputs(agent, seed)
+    torch.testing.assert_close(compiled(*inputs), agent.decide(*inputs))
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_decision_decides_alike() -> None:
+    subprocess.run([sys.executable, "-c", COMPILE, str(Path(__file__).parent)], check=True)
 
 
 @pytest.mark.parametrize("warm_start", [False, True])
