@@ -181,6 +181,19 @@ def look(run: Path) -> Holding | None:
     return None
 
 
+def release_dead(run: Path) -> None:
+    """Give back the run of a process of this machine that is no more and will not be started again by its job."""
+    held = look(run)
+    if held is not None and held.process_dead and not held.owner.released:
+        _write_released(run / FOLDER / f"{held.number}.json", held.owner)
+
+
+def _write_released(path: Path, owner: Owner) -> None:
+    draft = path.parent / f".{owner.token}"
+    draft.write_text(json.dumps({**asdict(owner), "released": True}))
+    os.replace(draft, path)
+
+
 class Lease:
     """The right to write to one run directory, kept alive by a thread until `release()`."""
 
@@ -261,9 +274,7 @@ class Lease:
         self._stop.set()
         self._thread.join(timeout=5)
         if self._mine():
-            draft = self._path.parent / f".{self.owner.token}"
-            draft.write_text(json.dumps({**asdict(self.owner), "released": True}))
-            os.replace(draft, self._path)
+            _write_released(self._path, self.owner)
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):

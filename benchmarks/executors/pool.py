@@ -181,6 +181,7 @@ class Pool:
         fields = {name: before[name] for name in STATUS_FIELDS if name in before}
         text = tail(run.output, start=worker.output_start)
         run.write_status({**fields, "state": "failed", "error": error, "traceback": text or None})
+        lease.release_dead(run.path)  # else it would count as held for as long as this Slurm job lives
         return Ended(run.path, "failed", error)
 
 

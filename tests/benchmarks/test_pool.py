@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.executors import pool
 from benchmarks.executors.pool import Pool, Slot
-from planet.lease import Lease
+from planet.lease import Lease, look
 from planet.presets import resolve
 from planet.run_dir import RunDir
 
@@ -91,6 +91,17 @@ def test_a_worker_that_only_dies_is_given_up(tmp_path):
     assert len(run.output.read_text().splitlines()) == 3
     status = run.status()
     assert status is not None and status["error"] == ended["r"].message and status["episode"] == 2
+
+
+def test_a_run_given_up_is_free_though_its_slurm_job_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    run = make(tmp_path, "dies", "always_die")
+    ended = run_all([run.path])
+    monkeypatch.delenv("SLURM_JOB_ID")  # someone looks from outside
+    held = look(run.path)
+
+    assert ended["dies"].outcome == "failed" and held is not None and held.owner.slurm_job == "12"
+    assert held.why_alive(lambda job: True) is None
 
 
 def test_stopping_saves_what_runs_and_begins_nothing_more(tmp_path):
