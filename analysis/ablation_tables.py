@@ -79,6 +79,9 @@ def judge(interval: Interval, pairs: int, paper: float | None) -> str:
     ours = direction(interval)
     if pairs < MIN_PAIRS or ours == "unclear":
         return "not enough runs"
+    if interval.low <= paper <= interval.high:
+        # Nothing contradicts the paper; whether there is an effect at all may still be open.
+        return "agrees" if ours != "same" or abs(paper) < MARGIN else "not enough runs"
     theirs = "same" if abs(paper) < MARGIN else "better" if paper > 0 else "worse"
     if theirs == "same":
         return "agrees" if ours == "same" or abs(interval.value) < MARGIN else "disagrees"
@@ -152,11 +155,13 @@ def _effect(
     curves = [(run.seed, _means(run, task), _means(partner, task)) for run, partner in pairs]
     common = [(seed, {e: ours[e] - theirs[e] for e in ours.keys() & theirs.keys()}) for seed, ours, theirs in curves]
     last = pairs[0][0].eval_at()[-1]
+    common = [(seed, curve) for seed, curve in common if curve]  # the others have not been evaluated together yet
     reached = {e: sum(e in curve for _, curve in common) for _, curve in common for e in curve}
     if not reached:
         return None
-    # The end if anyone has reached it; before that, the latest point that half of the pairs have.
-    episode = last if last in reached else max(e for e, n in reached.items() if n >= math.ceil(len(pairs) / 2))
+    # The end if anyone has reached it; before that, the latest point that half of the pairs have, or any of them.
+    half = math.ceil(len(common) / 2)
+    episode = last if last in reached else max((e for e, n in reached.items() if n >= half), default=max(reached))
     at = [(seed, curve[episode]) for seed, curve in common if episode in curve]
     differences = [difference for _, difference in at]
     interval = aggregate.bootstrap([np.array(differences)], aggregate.mean, np.random.default_rng(0))
@@ -185,20 +190,21 @@ def signed(value: float) -> str:
     return f"{value:+z.0f}".replace("-", "−")
 
 
-def with_interval(interval: Interval) -> str:
+def with_interval(interval: Interval, tasks: int = 1) -> str:
     if not interval.known:
-        return f"{signed(interval.value)} (one pair)"
+        return f"{signed(interval.value)} ({'one pair' if tasks == 1 else 'a task has one pair'})"
     return f"{signed(interval.value)} [{signed(interval.low)}, {signed(interval.high)}]"
 
 
 READ = (
     "Effect: mean over seeds of (variant − partner) in return, paired by seed, each run by the mean of its evaluation "
-    f"episodes; [95 % percentile bootstrap over pairs, stratified by task, {aggregate.RESAMPLES:,} resamples]. With "
-    "five pairs such an interval is somewhat too narrow. Paper: difference of the two curves' medians at that many "
+    f"episodes; [95 % percentile bootstrap over pairs, stratified by task, {aggregate.RESAMPLES:,} resamples]. "
+    f"{aggregate.COVERAGE} Paper: difference of the two curves' medians at that many "
     "episodes; at their end, of their last five. "
     f"Verdict: <em>agrees</em> if our interval and the paper's number point the same way (under {MARGIN:.0f} counts "
-    f"as no difference); <em>not enough runs</em> below {MIN_PAIRS} pairs per task, or if the interval holds 0 and "
-    f"reaches beyond ±{WIDE:.0f}. No correction for looking at many variants."
+    f"as no difference) or our interval holds the paper's number and not 0; <em>not enough runs</em> below "
+    f"{MIN_PAIRS} pairs per task, or if the interval holds 0 and reaches beyond ±{WIDE:.0f} or to the paper's "
+    "number. No correction for looking at many variants."
 )
 
 
@@ -232,7 +238,7 @@ def claims_table(found: Sequence[Effect]) -> Table:
                 "variant": series_label(series) + against,
                 "question": f"{question.question if question else ''} ({', '.join(own[0].changed)})".strip(),
                 "the paper": (f"{question.figure}: {question.claim}" if question and question.claim else "no claim"),
-                "effect": with_interval(interval) + when,
+                "effect": with_interval(interval, len(own)) + when,
                 "paper's": "–" if paper is None else signed(paper),
                 "tasks": str(len(own)),
                 "pairs": counts,

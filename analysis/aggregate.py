@@ -19,6 +19,11 @@ Samples = Float[np.ndarray, "samples seeds"]
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+COVERAGE = (
+    "With few seeds such intervals are too narrow: of normal numbers, the mean's holds the truth in 50 % of cases with "
+    "2 seeds, 73 % with 3, 83 % with 5 and 90 % with 10."
+)
+"""Measured by a test: `bootstrap` of one task's mean."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ def against_paper(curves: pd.DataFrame, figure: published.PaperFigure) -> pd.Dat
     """Return the curves with paper_label, paper_median, paper_p5, paper_p95 and a verdict for our median.
 
     `inside`, `above` or `below` the paper's 5-95 percentile band in the bin that contains the point; "" where the paper
-    has no such curve or bin.
+    has no such curve or bin, or its curve is of another design (`published.NOT_IN_PAPER`).
     """
     frame = curves.assign(
         paper_label=curves["variant"].map(figure.curves),
@@ -75,8 +75,16 @@ def against_paper(curves: pd.DataFrame, figure: published.PaperFigure) -> pd.Dat
         on=["task", "paper_label", "bin"],
     )
     frame["verdict"] = [
-        "" if pd.isna(low) else "below" if median < low else "above" if median > high else "inside"
-        for median, low, high in zip(frame["median"], frame["paper_p5"], frame["paper_p95"], strict=True)
+        ""
+        if pd.isna(low) or variant in published.NOT_IN_PAPER
+        else "below"
+        if median < low
+        else "above"
+        if median > high
+        else "inside"
+        for variant, median, low, high in zip(
+            frame["variant"], frame["median"], frame["paper_p5"], frame["paper_p95"], strict=True
+        )
     ]
     return frame
 

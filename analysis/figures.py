@@ -103,7 +103,8 @@ def curve_panel(
     if paper_scale is not None:
         for (_, colour), curve in paper.groupby(["label", "colour"], sort=False):
             curve = curve.sort_values("bin")
-            edges = np.append(curve["left"].to_numpy(), curve["right"].iloc[-1]) * paper_scale
+            edges = np.append(curve["left"].to_numpy(), curve["right"].iloc[-1])
+            edges = (edges - (published.FIRST_EPISODE if x == "updates" else 0)) * paper_scale  # none for seed episodes
             steps = {name: np.append(curve[name].to_numpy(), curve[name].iloc[-1]) for name in ("median", "p5", "p95")}
             if paper_band:
                 axes.fill_between(edges, steps["p5"], steps["p95"], step="post", color=colour, alpha=0.2, linewidth=0)
@@ -153,14 +154,15 @@ PAPER_SCALE: dict[str, float | None] = {
 
 
 def x_limit(ours: pd.DataFrame, x: str, planned: float) -> float:
-    """Return where the x axis ends: at what is planned; all of the paper for presets shorter than its bins."""
+    """Return where the x axis ends: at what is planned or reached; all of the paper for presets shorter than its
+    bins."""
     scale = PAPER_SCALE[x]
     if scale is None:
         return max(float(ours["hours"].max()) * 1.04, 1e-3) if len(ours) else 1.0
     end = planned if planned > 2 * published.BIN_WIDTH else published.LAST_EDGE
     if planned >= published.FIRST_EPISODE + published.EPISODES:
         end = published.LAST_EDGE
-    return end * scale * 1.01
+    return max(end * scale, float(ours[x].max()) if len(ours) else 0.0) * 1.01
 
 
 def learning_curve_figure(
@@ -204,7 +206,7 @@ def learning_curve_figure(
             paper_band=paper_band,
             y_label=i % columns == 0,
         )
-        last = own[own[x] == own[x].max()] if len(own) else own
+        last = own.loc[own.groupby("series", sort=False)[x].idxmax()] if len(own) else own
         said = "; ".join(
             f"{series_label(str(r.series))}: median {r.median:.0f} at {r.episode} episodes" for r in last.itertuples()
         )

@@ -42,7 +42,7 @@ THRESHOLDS = np.linspace(0, 1, 101)
 METHOD = (
     f"Intervals: {aggregate.LEVEL:.0%} percentile bootstrap, stratified by task, seeds resampled within each task. The "
     "independent units are the runs: 5 seeds × 10 evaluation episodes are 5 units, not 50. Scores are final returns "
-    "divided by what an episode can earn (1,000)."
+    f"divided by what an episode can earn (1,000). {aggregate.COVERAGE}"
 )
 
 Strata = dict[str, dict[str, np.ndarray]]

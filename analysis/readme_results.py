@@ -170,8 +170,8 @@ def part_text(part: Results, figures: Sequence[Figure], chance: pd.DataFrame) ->
             "Return: median [5 %, 95 %] of the last evaluation that any seed reached (10 fresh episodes "
             "of each seed that did). "
             + ("PlaNet then: the unchanged agent after as many episodes. " if "PlaNet then" in rows[0] else "")
-            + "Paper: the same of its episodes at that many collected episodes. Hours: wall, mean "
-            "of those runs; processor, of each seed's process from its first episode on, all its starts together."
+            + "Paper: the same, averaged over the bin of 53 episodes (in brackets) that ours falls into. Hours: wall, "
+            "mean of those runs; processor, of each seed's process from its first episode on, all its starts together."
         )
     if rows := chance_rows(part, chance):
         texts.append("Each run's last evaluation beside random actions from the same start states:")
@@ -220,7 +220,7 @@ def score_rows(part: Results) -> list[dict[str, str]]:
 
 def _base_at(evals: pd.DataFrame, task: str, episode: int) -> str:
     """Return what the unchanged agent had after as many episodes, "–" where it was not evaluated then."""
-    base = evals[(evals["variant"] == "base") & (evals["task"] == task) & (evals["episode"] == episode)]
+    base = evals[(evals["series"] == "base") & (evals["task"] == task) & (evals["episode"] == episode)]
     seeds = base["seed"].nunique()
     return f"{_band(base['return'])}, {seeds} seed{'s' * (seeds != 1)}" if seeds else "–"
 
@@ -263,7 +263,7 @@ def _row_order(item: tuple[tuple[str, ...], pd.DataFrame]) -> tuple[object, ...]
 
 
 def _paper(variant: str, task: str, episode: int, rows: pd.DataFrame) -> str:
-    """Return the paper's median and percentiles of a design at an episode count, "–" where it has none."""
+    """Return the paper's median, percentiles and episodes of the bin that holds an episode count, "–" without one."""
     name = next((name for name, figure in published.FIGURES.items() if variant in figure.own), None)
     index = published.bin_of(episode)
     if (
@@ -276,7 +276,10 @@ def _paper(variant: str, task: str, episode: int, rows: pd.DataFrame) -> str:
     curve = published.curves(name)
     label = published.FIGURES[name].curves[variant]
     found = curve[(curve["label"] == label) & (curve["task"] == task) & (curve["bin"] == index)].to_dict("records")
-    return f"{found[0]['median']:.0f} [{found[0]['p5']:.0f}, {found[0]['p95']:.0f}]" if found else "–"
+    if not found:
+        return "–"
+    here = found[0]
+    return f"{here['median']:.0f} [{here['p5']:.0f}, {here['p95']:.0f}] ({here['left']:.0f}–{here['right']:.0f})"
 
 
 def _cpu_hours(runs: Iterable[Run], episode: int) -> str:
@@ -305,12 +308,16 @@ def simulator_rows(part: Results) -> list[dict[str, str]]:
     own = evals[(evals["dynamics"] == "simulator") & (evals["variant"] == "true_simulator")]
     paper = published.table1().set_index("method").loc["CEM + true simulator"]
     rows = []
-    for task in [task for task in TASKS if task in set(own["task"])]:
-        returns = own.loc[own["task"] == task, "return"]
+    for (series, task), group in sorted(
+        own[own["task"].isin(TASKS)].groupby(["series", "task"], sort=False, observed=True),
+        key=lambda item: (TASKS.index(item[0][1]), item[0][0]),
+    ):
+        returns = group["return"]
         span = f" ({returns.min():.0f}–{returns.max():.0f})" if len(returns) > 1 else ""
+        unlike = "" if series == "true_simulator" else f" ({series_label(str(series))})"
         rows.append(
             {
-                "task": task_label(task),
+                "task": task_label(str(task)) + unlike,
                 "return": f"**{returns.mean():.0f}**{span}",
                 "episodes": str(len(returns)),
                 "paper": f"{paper[task]:.0f}",

@@ -171,7 +171,8 @@ def _only(results: Results, variants: set[str]) -> Results:
         results.folders,
         [run for run in results.runs if run.variant in variants],
         [Plan(p.suite, p.preset, [entry for entry in p.runs if entry[0] in variants]) for p in results.plans],
-        [problem for problem in results.problems if about(problem.where)],
+        # what could not be read may belong to any variant
+        [problem for problem in results.problems if about(problem.where) or problem.kind == "unusable"],
         results.now,
         [key for key in results.unusable if key[1] in variants],
     )

@@ -35,6 +35,9 @@ EPISODE_COLUMNS = {
 }.keys()
 """What of an episode's row is used here."""
 IDENTITY = ("preset", "variant", "task", "seed")
+NO_MATTER = ("env.picture", "schedule.open_loop_episodes")
+"""Settings that runs of one curve may differ in: pictures are looked at by how they were drawn, the other is of
+predictions/ alone."""
 TASKS = ("cartpole_swingup", "reacher_easy", "cheetah_run", "finger_spin", "cup_catch", "walker_walk")
 """The paper's six tasks in the order of its figures; tasks of other names follow them alphabetically."""
 
@@ -162,7 +165,7 @@ class Run:
             for section, table in self.config.items() if isinstance(table, dict)
             for key, value in table.items()
         }  # fmt: skip
-        return {key: value for key, value in flat.items() if not key.startswith("runtime.") and key != "env.picture"}
+        return {key: value for key, value in flat.items() if not key.startswith("runtime.") and key not in NO_MATTER}
 
     @property
     def dynamics(self) -> str:
@@ -536,7 +539,7 @@ def _name_series(results: Results) -> None:
     for run in results.runs:
         groups.setdefault((run.preset, run.variant), []).append(run)
     for (preset, variant), runs in groups.items():
-        keys = sorted({key for task in {run.task for run in runs} for key in _differing(runs, task)})
+        keys = sorted(_differing(runs))
         for run in runs:
             settings = run.settings()
             parts = [f"{key}={settings.get(key, 'absent')}" for key in keys]
@@ -551,10 +554,12 @@ def _name_series(results: Results) -> None:
             results.problems.append(Problem("split", variant, text, preset))
 
 
-def _differing(runs: Sequence[Run], task: str) -> set[str]:
-    """Return the settings in which the runs of one task differ."""
-    settings = [run.settings() for run in runs if run.task == task]
-    return {key for other in settings[1:] for key in {*settings[0], *other} if settings[0].get(key) != other.get(key)}
+def _differing(runs: Sequence[Run]) -> set[str]:
+    """Return the settings in which runs of one variant differ, action repeats within a task only: each has its own."""
+    settings = [run.settings() for run in runs]
+    found = {key for other in settings[1:] for key in {*settings[0], *other} if settings[0].get(key) != other.get(key)}
+    repeats = {(run.task, s.get("env.action_repeat")) for run, s in zip(runs, settings, strict=True)}
+    return found - {"env.action_repeat"} if len(repeats) == len({task for task, _ in repeats}) else found
 
 
 def _find_problems(results: Results) -> None:

@@ -93,6 +93,8 @@ def curve_section(results: Results, figure: published.PaperFigure, *, x: str = "
         shown = sort_tasks({task for v, task, _ in expected if v == variant and task in TASKS} | set(own["task"]))
         name = f"{figure.name}-{slug(series)}" if several else figure.name
         title = f"{series_label(series)} and the paper"
+        if variant in published.NOT_IN_PAPER:
+            read += " The paper's runs of this design are not the same, so there is no verdict."
         draw = functools.partial(build, tasks=shown)
         drawing = with_commits(draw(name, title, read, ours=own, x=x), results, [series])
         blocks.append(_every_axis(drawing, draw, own, x) if series == "base" else drawing)
@@ -212,14 +214,16 @@ def glance(results: Results) -> list[tuple[str, str]]:
     if len(counts):
         ends = Counter(counts["verdict"])
         above = f", {ends['above']} above" if ends["above"] else ""
-        so_far = "" if (base["episode"] == base["last_point"]).any() else " so far"
+        finished = base[base["episode"] == base["last_point"]]
+        there = set(zip(finished["task"], finished["seed"], strict=True))
+        so_far = "" if {(task, seed) for variant, task, seed in expected if variant == "base"} <= there else " so far"
         what = f"tasks where PlaNet's last median{so_far} lies inside the paper's band{above}"
         facts.append((f"{ends['inside']} of {len(counts)}", what))
-    scores = final_scores(base)
+    scores = final_scores(base[base["task"].isin(TASKS)])
     if len(scores):
         means = scores.groupby("task")["score"].mean()
         paper = published.table1().set_index("method").loc["PlaNet", list(means.index)].astype(float).mean()
-        tasks = f"{len(means)} task{'s' * (len(means) > 1)}"
+        tasks = f"{len(means)} task{'s' * (len(means) > 1)} ({len(scores)} run{'s' * (len(scores) > 1)})"
         trained = sorted({run.train_episodes for run in results.runs if run.series == "base" and run.train_episodes})
         after = "" if trained == [published.EPISODES] else f" after {' or '.join(f'{n:,}' for n in trained)} episodes"
         its = " there" if not after else f" after {published.EPISODES:,}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,31 @@ def test_an_effect_so_far_says_where_and_of_whom(tmp_path: Path) -> None:
     assert "so far" in effect_frame_text(effect)
 
 
+def test_the_first_pair_that_is_evaluated_is_an_effect(tmp_path: Path) -> None:
+    """A launcher makes all run directories at once; most of a sweep's runs have no evaluation yet."""
+    for seed in range(5):
+        run(tmp_path, "base", seed, 650.0)
+        run(tmp_path, "stochastic", seed, 300.0, until=100 if seed == 3 else 5, state="running")
+
+    (effect,), _ = effects(load([tmp_path]))
+
+    assert (effect.seeds, effect.episode, effect.expected) == ((3,), 84, 5)
+
+
+def test_pairs_without_a_common_point_still_have_the_furthest(tmp_path: Path) -> None:
+    for seed, until in enumerate((40, 100, 150)):
+        run(tmp_path, "base", seed, 650.0)
+        run(tmp_path, "stochastic", seed, 300.0, until=until, state="running")
+    for seed, points in ((0, [31]), (1, [84]), (2, [137])):  # evaluations that are lost
+        path = tmp_path / f"paper/stochastic/cheetah_run/seed_{seed}/episodes.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["episode"] in points))
+
+    (effect,), _ = effects(load([tmp_path]))
+
+    assert (effect.seeds, effect.episode) == ((2,), 137)
+
+
 def effect_frame_text(effect: object) -> str:
     return claims_table([effect]).markdown()  # type: ignore[list-item]
 
@@ -133,6 +159,12 @@ def test_every_number_of_the_tables_is_numpys(tmp_path: Path) -> None:
         (Interval(-60, -180, 70), 5, -300.0, "not enough runs"),
         (Interval(-60, float("nan"), float("nan")), 5, -300.0, "not enough runs"),
         (Interval(-60, -80, -20), 5, None, ""),
+        # The paper's number lies inside: nothing contradicts it. With 0 inside too, nothing is shown either.
+        (Interval(60, 5, 115), 5, 45.0, "agrees"),
+        (Interval(-60, -115, -5), 5, -45.0, "agrees"),
+        (Interval(-10, -95, 75), 5, -60.0, "not enough runs"),
+        (Interval(-20, -80, 40), 5, -55.0, "not enough runs"),
+        (Interval(60, 5, 115), 5, -45.0, "disagrees"),
     ],
 )
 def test_verdicts(interval: Interval, pairs: int, paper: float | None, verdict: str) -> None:

@@ -63,6 +63,17 @@ def test_the_same_generator_gives_the_same_interval(scores: list[np.ndarray]) ->
     assert first == second
 
 
+def test_few_seeds_make_intervals_too_narrow_by_as_much_as_is_said() -> None:
+    rng = np.random.default_rng(0)
+    for seeds, share in ((2, 50), (3, 73), (5, 83), (10, 90)):
+        intervals = [
+            aggregate.bootstrap([rng.normal(size=seeds)], aggregate.mean, rng, resamples=300) for _ in range(2000)
+        ]
+        held = 100 * np.mean([interval.low <= 0 <= interval.high for interval in intervals])
+
+        assert f"{share} % " in aggregate.COVERAGE and abs(held - share) < 3, (seeds, held)
+
+
 def test_one_seed_has_no_interval() -> None:
     interval = aggregate.bootstrap([np.array([0.5]), np.array([0.7])], aggregate.mean, np.random.default_rng(0))
 

@@ -10,8 +10,11 @@ import pytest
 from synthetic_runs import Returns, make_run, returns_of, write_plan
 
 from analysis import published
+from analysis.curves import against_paper, learning_curves
+from analysis.figures import x_limit
 from analysis.report import main, make_report
-from analysis.runs import load
+from analysis.runs import Results, load
+from analysis.scores import glance
 from planet.config import Config
 from planet.tasks import TASKS
 
@@ -115,6 +118,44 @@ def test_missing_and_stopped_runs_come_first_on_the_page(report: Path) -> None:
     assert "base/cheetah_run/seed_4" in page
     assert "base/walker_walk/seed_2" in page
     assert "4/5" in page
+
+
+def test_a_design_that_the_paper_has_not_run_gets_no_verdict(tmp_path: Path) -> None:
+    for variant in ("deterministic", "stochastic"):
+        make_run(tmp_path, variant=variant, until=100, state="running", train_rows=False)
+
+    curves = against_paper(learning_curves(load([tmp_path]).frame("eval")), published.FIGURES["fig4"])
+
+    verdicts = {variant: set(own["verdict"]) for variant, own in curves.groupby("variant")}
+    assert verdicts["deterministic"] == {""} and verdicts["stochastic"] <= {"inside", "above", "below"}
+
+
+def test_the_axis_of_updates_reaches_as_far_as_the_runs(tmp_path: Path) -> None:
+    make_run(tmp_path, preset="quick", train_rows=False, metrics_every=10)
+    curves = learning_curves(load([tmp_path]).frame("eval"))
+
+    assert float(curves["updates"].max()) == 48_000  # 320 episodes of 150; the paper's 100 would be 32,000
+    assert x_limit(curves, "updates", 325) > 48_000
+
+
+def test_the_first_number_says_so_far_until_every_run_is_done(two_tasks: Path, tmp_path: Path) -> None:
+    def headline(runs: Path) -> str:
+        return " ".join(text for _, text in glance(load([runs])))
+
+    assert "last median so far lies" in headline(two_tasks)  # one run is missing, one stopped
+    for seed in range(2):
+        make_run(tmp_path, seed=seed, train_rows=False)
+    assert "last median lies" in headline(tmp_path)
+    assert "over 1 task (2 runs)" in headline(tmp_path)
+
+
+def test_a_task_of_ones_own_does_not_stop_the_first_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path, train_rows=False)
+    results = load([tmp_path])
+    frame = results.frame("eval").assign(task="my_task")
+    monkeypatch.setattr(Results, "frame", lambda self, kind: frame)
+
+    assert glance(results)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -128,6 +128,25 @@ def test_runs_made_otherwise_are_not_pooled_and_that_is_said(
     assert all(part in split.text for part in named)
 
 
+def test_settings_are_compared_over_tasks_too_but_for_each_tasks_own_action_repeat(tmp_path: Path) -> None:
+    short_run(tmp_path, task="cartpole_swingup")
+    short_run(tmp_path, task="cheetah_run")
+    assert {run.series for run in load([tmp_path], now=NOW).runs} == {"base"}
+
+    short_run(tmp_path, task="walker_walk", changes={"planner.candidates": 30})
+
+    assert {run.series for run in load([tmp_path], now=NOW).runs} == {
+        "base · planner.candidates=20", "base · planner.candidates=30"
+    }  # fmt: skip
+
+
+def test_what_cannot_change_a_return_does_not_divide_a_curve(tmp_path: Path) -> None:
+    short_run(tmp_path, seed=0)
+    short_run(tmp_path, seed=1, changes={"schedule.open_loop_episodes": 1})
+
+    assert {run.series for run in load([tmp_path], now=NOW).runs} == {"base"}
+
+
 def test_dirty_runs_of_other_code_are_kept_apart_and_of_the_same_code_together(tmp_path: Path) -> None:
     for seed, code in enumerate(("aaa", "aaa", "bbb")):
         path = short_run(tmp_path, seed=seed, git=DIRTY)

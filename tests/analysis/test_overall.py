@@ -134,6 +134,23 @@ def test_figure_6_averages_only_points_that_all_six_tasks_have(tmp_path: Path) -
     assert multitask_section(results) is not None
 
 
+def test_figure_6_weighs_tasks_alike_however_many_seeds_they_have(tmp_path: Path) -> None:
+    for task in TASKS:
+        best = task == "cup_catch"
+        for seed in range(5 if best else 1):
+            make_run(
+                tmp_path, task=task, seed=seed, until=40, state="running", train_rows=False, metrics_every=500,
+                returns=lambda episode, seed, best=best: [900.0 if best else 100.0] * 10,
+            )  # fmt: skip
+
+    frame = average_over_tasks(load([tmp_path]).frame("eval"))
+
+    [row] = frame.to_dict("records")
+    assert row["mean"] == pytest.approx((900 + 5 * 100) / 6)
+    assert row["std"] == pytest.approx(np.std([900, 100, 100, 100, 100, 100]))
+    assert row["runs"] == 10
+
+
 # ---------------------------------------------------------------------------------------------------- Figure 12
 
 

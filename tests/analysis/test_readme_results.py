@@ -86,7 +86,9 @@ def test_a_row_equals_a_direct_computation(root: Path) -> None:
     low, middle, high = np.percentile(last, [5, 50, 95])
     assert f"| 3 | **{middle:.0f}** [{low:.0f}, {high:.0f}] |" in row
     assert ", ".join(f"{mean:.0f}" for mean in last.mean(axis=1)) in row
-    assert "| 779 [667, 848] |" in row  # the paper's bin from 320.8 episodes: analysis/reference/fig4_model_designs.csv
+    assert (
+        "| 779 [667, 848] (321–373) |" in row
+    )  # the paper's bin from 320.8 episodes: analysis/reference/fig4_model_designs.csv
     wall = np.mean([36.0 * 325 + seed for seed in range(3)]) / 3600
     # metrics stand at every tenth episode
     cpu = ", ".join(f"{(36.0 * 320 + seed) * 1.9 / 3600:.2f}" for seed in range(3))
@@ -103,7 +105,7 @@ def test_an_ablation_stands_beside_the_unchanged_agent_of_its_age(root: Path) ->
 
     low, middle, high = np.percentile([returns(105, seed) for seed in range(3)], [5, 50, 95])
     assert f"| 105 | 1 | **7** [7, 7] | 7 | {middle:.0f} [{low:.0f}, {high:.0f}], 3 seeds |" in rows["Random shooting"]
-    assert "|  | 779 [667, 848] |" in rows["PlaNet"]
+    assert "|  | 779 [667, 848] (321–373) |" in rows["PlaNet"]
     shutil.rmtree(runs / "quick/base")
     assert "| 7 | – |" in read(root).text
 
