@@ -300,8 +300,8 @@ class RunDir:
             return None
         status = self.status() or {}
         if status.get("state") not in ("stopped", "done"):
-            first = self.config().runtime.checkpoint_seconds
-            if sum(row.get("wall_seconds", 0) > first for row in read_jsonl(self.metrics_jsonl)[0]) < 2:
+            rows = read_jsonl(self.metrics_jsonl)[0]  # not the configuration first: it takes longer, and most have none
+            if len(rows) < 2 or rows[-2].get("wall_seconds", 0) <= self.config().runtime.checkpoint_seconds:
                 return None
         at = f"episode {status.get('episode', '?')} of {status.get('episodes_total', '?')}"
         return (
