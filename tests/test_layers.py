@@ -23,6 +23,7 @@ MODEL = {
     "convolutions",
     "networks",
     "rssm",
+    "rssm_observe",
     "rssm_rollout",
     "ssm",
     "drnn",
