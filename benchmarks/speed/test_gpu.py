@@ -32,7 +32,7 @@ def measure(benchmark: Any, what: str, action: Any) -> None:
     if benchmark.stats is None:  # --benchmark-disable: only whether it runs
         return
     milliseconds, name = 1000 * benchmark.stats.stats.median, torch.cuda.get_device_name()
-    benchmark.extra_info |= {"gpu": name, "torch": torch.__version__, "milliseconds": round(milliseconds, 2)}
+    benchmark.extra_info |= {"gpu": name, "milliseconds": round(milliseconds, 2)}
     if "H200" in name:
         assert milliseconds <= MILLISECONDS_AT_MOST[what], f"{what}: {milliseconds:.1f} ms"
 

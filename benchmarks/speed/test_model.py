@@ -7,7 +7,6 @@ The limits at paper size hold where the processor multiplies bfloat16 in hardwar
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +135,9 @@ def test_plan(benchmark: Any, preset: str, envs: int, precision: str) -> None:
             benchmark, plan, lambda: plain.plan(model, latent, **plain_sizes), rounds=4 if envs == 1 else 2
         )
         if ratio is not None:
-            once = count_operations(lambda: plain.plan(model, latent, **plain_sizes | {"iterations": 1}))
-            record_limit(benchmark, planner.iterations * once)
+            one: dict[str, Any] = plain_sizes | {"iterations": 1}
+            operations = planner.iterations * count_operations(lambda: plain.plan(model, latent, **one))
+            record_limit(benchmark, operations)
     check(ratio, PLAN_AT_MOST.get((preset, precision), NEVER_SLOWER), precision)
 
 
@@ -184,24 +184,3 @@ def test_sampling_is_hidden(benchmark: Any, preset: str, rounds: int, tmp_path: 
 
     if ratio is not None:
         assert ratio <= 1.05, f"an update with its sampling takes {ratio:.3f} of an update without"
-
-
-@pytest.mark.parametrize("way", ["save", "load"])
-def test_checkpoint(benchmark: Any, way: str, tmp_path: Path) -> None:
-    """Beside torch's own save and load, which neither sync to the disk nor keep the one before."""
-    from planet import checkpoint
-
-    config = config_of("paper")
-    learner = Learner(model_of(config), config.optimizer, CPU)
-    for parameter in learner.world_model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    learner.optimizer.step()  # makes its moments
-    content = {"learner": learner.state_dict()}
-    checkpoint.save(tmp_path, content)
-    torch.save(content, tmp_path / "plain.pt")
-    ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-        "save": (lambda: checkpoint.save(tmp_path, content), lambda: torch.save(content, tmp_path / "plain.pt")),
-        "load": (lambda: checkpoint.load(tmp_path), lambda: torch.load(tmp_path / "plain.pt", weights_only=True)),
-    }
-
-    in_turns(benchmark, *ways[way], rounds=10)

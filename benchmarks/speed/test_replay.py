@@ -2,23 +2,20 @@
 
     make bench    or    pytest benchmarks/speed/test_replay.py --benchmark-only -o addopts=
 
-Also what an episode costs on its way to the disk and back. Copying memory is all there is to sampling, so its rate is
-given beside that of a plain copy of the same bytes.
+Copying memory is all there is to sampling, so the machine's limit is a plain copy of as many bytes.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from planet.episode_store import EpisodeStore
-from planet.replay import Replay
+from benchmarks.speed.beside import in_turns, seconds
+from planet.replay import Batch, Replay
 from planet.rollout import Episode
 
 BATCH, CHUNK = 50, 50
@@ -47,38 +44,16 @@ def test_sample_a_paper_size_batch(benchmark: Any) -> None:
     def copy() -> np.ndarray:
         return replay._obs[: BATCH * CHUNK].copy()
 
-    batch = benchmark.pedantic(replay.sample, args=(BATCH, CHUNK, rng), rounds=100, warmup_rounds=5)
+    def sample() -> Batch:
+        return replay.sample(BATCH, CHUNK, rng)
 
-    assert batch.obs.shape == (BATCH, CHUNK, 3, 64, 64)
-    if benchmark.stats is not None:
-        seconds = benchmark.stats.stats.median
+    assert sample().obs.shape == (BATCH, CHUNK, 3, 64, 64)
+    ratio = in_turns(benchmark, sample, with_one_index_array, rounds=60, warmup=5, timer=time.process_time)
+    if ratio is not None:
+        ours = benchmark.stats.stats.median
+        copied = statistics.median(seconds(copy, time.process_time) for _ in range(30))
         benchmark.extra_info |= {
-            "of_plain_index_array": round(seconds / median_seconds(with_one_index_array), 2),
-            "times_a_plain_copy": round(seconds / median_seconds(copy), 2),
-            "gigabytes_per_second": round(batch.obs.nbytes / seconds / 1e9, 1),
+            "copy_gigabytes_per_second": round(copy().nbytes / copied / 1e9, 1),
+            "of_copy_limit": round(copied / ours, 3),
         }
-        assert seconds < 0.05, f"a batch takes {1000 * seconds:.1f} ms; an update takes at least that on any CPU"
-
-
-def median_seconds(function: Callable[[], object]) -> float:
-    """Processor time of one call."""
-    times: list[float] = []
-    for _ in range(50):
-        begin = time.process_time()
-        function()
-        times.append(time.process_time() - begin)
-    return statistics.median(times[5:])
-
-
-@pytest.mark.parametrize("way", ["append", "load"])
-def test_store_an_episode(benchmark: Any, way: str, tmp_path: Path) -> None:
-    store, episode = EpisodeStore(tmp_path), moving_episode(0)
-    store.append(episode)
-
-    if way == "append":
-        benchmark.pedantic(store.append, args=(episode,), rounds=10, warmup_rounds=1)
-    else:
-        benchmark.pedantic(lambda: next(store.load()), rounds=10, warmup_rounds=1)
-    if benchmark.stats is not None:
-        rate = episode.obs.nbytes / benchmark.stats.stats.median / 1e6
-        benchmark.extra_info |= {"megabytes_per_second": round(rate)}
+        assert ours < 0.05, f"a batch takes {1000 * ours:.1f} ms; an update takes at least that on any CPU"

@@ -1,4 +1,8 @@
-"""The report of a whole sweep: 300 full runs to a finished page. Limits: 60 s on two cores, 2 GiB of all processes."""
+"""The report of a whole sweep: 300 full runs to a finished page. Limits: 60 s on two cores, 2 GiB of all processes.
+
+There is no plainer way to the same page to compare with, and no rate of the machine that would limit reading,
+resampling and drawing with Python's libraries.
+"""
 
 import json
 import os

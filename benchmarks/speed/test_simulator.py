@@ -2,7 +2,8 @@
 
     pytest benchmarks/speed/test_simulator.py --benchmark-only -o addopts=
 
-One thread on both sides; threads come on top (`OMP_NUM_THREADS` of a run), since rollouts hold no Python lock.
+One thread on both sides; threads come on top (`OMP_NUM_THREADS` of a run), since rollouts hold no Python lock. The
+machine has no rate that would limit physics with its contacts and iterations, so only substeps per second are noted.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.speed.beside import in_turns
 from planet.config import EnvConfig
 from planet.envs import DMControlEnv, make_env
 from planet.simulator_score import SimulatorScore
@@ -46,6 +48,8 @@ def step_in_python(env: DMControlEnv, actions: np.ndarray) -> np.ndarray:
         for action in candidate:
             for _ in range(env.action_repeat):
                 scores[j] += env._env.step(action).reward
+    with env.physics.reset_context():
+        env.physics.set_state(start)
     return scores
 
 
@@ -55,19 +59,16 @@ def test_scoring_candidates(benchmark, env: DMControlEnv) -> None:
     shape = (1, CANDIDATES[name], HORIZON, env.action_size)
     candidates = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     score = SimulatorScore([env], threads=1)
-    fast = benchmark(score, candidates)
-    started = time.process_time()
-    slow = step_in_python(env, candidates[0].numpy())
-    python_seconds = time.process_time() - started
+
+    def plain() -> np.ndarray:
+        return step_in_python(env, candidates[0].numpy())
+
+    np.testing.assert_allclose(score(candidates)[0].numpy(), plain(), atol=1e-3)
+    ratio = in_turns(benchmark, lambda: score(candidates), plain, rounds=5, timer=time.process_time)
     score.close()
 
-    np.testing.assert_allclose(fast[0].numpy(), slow, atol=1e-3)
-    if benchmark.stats is None:  # --benchmark-disable: only whether it runs
+    if ratio is None:  # --benchmark-disable: only whether it runs
         return
-    ratio = python_seconds / benchmark.stats.stats.median
     substeps = CANDIDATES[name] * HORIZON * env.action_repeat * env.substeps
-    benchmark.extra_info |= {
-        "substeps_per_second": round(substeps / benchmark.stats.stats.median),
-        "times_python_stepping": round(ratio, 2),
-    }
-    assert ratio > AT_LEAST[name], f"{name}: rollouts are only {ratio:.2f} times as fast as stepping in Python"
+    benchmark.extra_info |= {"substeps_per_second": round(substeps / benchmark.stats.stats.median)}
+    assert 1 / ratio > AT_LEAST[name], f"{name}: rollouts are only {1 / ratio:.2f} times as fast as stepping in Python"
