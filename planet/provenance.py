@@ -74,7 +74,8 @@ def git_state(repository: Path = SOURCE.parent) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         # New files show in a diff only once they are in an index: a copy of it, so that the user's stays as it is.
         copy = Path(scratch) / "index"
-        shutil.copyfile(repository / os.fsdecode(index.strip()), copy)
+        # With its time: git looks again at files that are no older than their index, and only at those.
+        shutil.copy2(repository / os.fsdecode(index.strip()), copy)
         env = {**os.environ, "GIT_INDEX_FILE": str(copy)}
         _run(["git", "add", "--intent-to-add", "--", *paths], cwd=repository, env=env)
         patch = _run(["git", "diff", "--binary", "HEAD", "--", *paths], cwd=repository, env=env)
