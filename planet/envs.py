@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from planet import gl
+from planet import gl, stopwatch
 from planet.config import EnvConfig
 from planet.tasks import Task
 
@@ -235,6 +235,7 @@ def _load(task: Task):  # -> dm_control.rl.control.Environment, whose import mus
                 f"dm_control {versions['dm_control']} cannot load {task.domain} {task.task} with mujoco "
                 f"{versions['mujoco']} ({error}); {_INSTALL}"
             ) from error
+    stopwatch.stop()
     # The agent sees pixels only; an empty observation leaves dm_control's stepping otherwise as it is.
     env.task.get_observation = lambda physics: {}
     return env

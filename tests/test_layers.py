@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DATA = {
     "gl",
+    "stopwatch",
     "camera",
     "held_out",
     "envs",

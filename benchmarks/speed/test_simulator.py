@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from benchmarks.speed.beside import in_turns
+from planet import stopwatch
 from planet.config import EnvConfig
 from planet.envs import DMControlEnv, make_env
 from planet.simulator_score import SimulatorScore
@@ -61,7 +62,11 @@ def test_scoring_candidates(benchmark, env: DMControlEnv) -> None:
     score = SimulatorScore([env], threads=1)
 
     def plain() -> np.ndarray:
-        return step_in_python(env, candidates[0].numpy())
+        stopwatch.start()  # as in plain dm_control
+        try:
+            return step_in_python(env, candidates[0].numpy())
+        finally:
+            stopwatch.stop()
 
     np.testing.assert_allclose(score(candidates)[0].numpy(), plain(), atol=1e-3)
     ratio = in_turns(benchmark, lambda: score(candidates), plain, rounds=5, timer=time.process_time)
