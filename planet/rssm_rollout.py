@@ -47,6 +47,13 @@ ALIGNED = 8
 are not taken where a row or a slice begins elsewhere."""
 
 
+def _relu_of_bits(x: Tensor) -> Tensor:
+    """ReLU in place of bfloat16 numbers that are not NaN: as integers, negative numbers are negative, too, and a CPU takes
+    a quarter of the time for them. (A NaN with its sign set would become 0.)"""
+    x.view(torch.int16).relu_()
+    return x
+
+
 def rows_in_cache(deter: int) -> int:
     """Return how many rows of `deter` numbers a CPU takes through elementwise operations at a time."""
     return -(-IN_CACHE * torch.get_num_threads() // deter)
@@ -158,6 +165,9 @@ class RSSMRollout:
         self.reward_rows = horizon * count if self.few_kernels else min(horizon * count, 8 * self.some_rows)
         self.reward_hidden = [memory(self.reward_rows, matrix.shape[1] + align) for matrix in self.to_reward]
         self.align = align
+        matrices = [self.to_input, self.to_prior, *self.to_reward]
+        matrices += [matrix for matrix, _ in (*self.to_cell, *self.to_gaussian)]
+        self.bits = self.short and self.activation is F.relu_ and all(bool(m.isfinite().all()) for m in matrices)
 
     def __call__(
         self,
@@ -166,6 +176,9 @@ class RSSMRollout:
         noise: Float[Tensor, "env horizon row stoch"],
     ) -> Float[Tensor, "env row"]:
         """Return the sums of mean rewards from `state` [N]."""
+        # Checked before, since nothing of a NaN may be left afterwards.
+        finite = self.bits and all(bool(x.isfinite().all()) for x in (state.deter, state.stoch, actions))
+        activate = _relu_of_bits if finite else self.activation
         deter = self.deter
         self._rows(deter).copy_(state.deter[:, None].expand(self._rows(deter).shape))
         self.h[0] = deter
@@ -173,7 +186,7 @@ class RSSMRollout:
         self._rows(self.a[: self.horizon], 1).copy_(actions.permute(2, 0, 1, 3))  # [H, N, R, A]
         noises = noise.transpose(0, 1).flatten(1, 2).unbind()  # H times [N * R, S]
         for t, (s1a, x, inputs, h1) in enumerate(self.slices):
-            self.activation(torch.mm(s1a, self.to_input, out=x))
+            activate(torch.mm(s1a, self.to_input, out=x))
             for given, (matrix, memory) in zip(inputs, self.to_cell, strict=True):
                 torch.mm(given, matrix, out=memory)
             if self.few_kernels:
@@ -181,12 +194,12 @@ class RSSMRollout:
             else:
                 self._update_deter()
                 self.h[t + 1] = deter
-            self.activation(torch.mm(h1, self.to_prior, out=self.prior_input[:, : -self.align]))
+            activate(torch.mm(h1, self.to_prior, out=self.prior_input[:, : -self.align]))
             if self.few_kernels:
                 self._sample(noises[t], out=self.s[t + 1])
             else:
                 self.s[t + 1] = self._sample(noises[t])
-        rewards = torch.cat([self._reward(features) for features in self.features.split(self.reward_rows)])
+        rewards = torch.cat([self._reward(features, activate) for features in self.features.split(self.reward_rows)])
         return rewards.view(self.horizon, self.envs, -1).sum(dim=0)
 
     def _products(
@@ -231,11 +244,11 @@ class RSSMRollout:
             return torch.add(mean, noise, alpha=self.fixed_std, out=out)
         return torch.addcmul(mean, F.softplus(raw).add_(self.min_std), noise, out=out)
 
-    def _reward(self, features: Tensor) -> Tensor:
+    def _reward(self, features: Tensor, activate: Callable[[Tensor], Tensor]) -> Tensor:
         """Mean rewards [r] of features [r, 1 + D + S] (each filled up)."""
         y = features
         for matrix, memory in zip(self.to_reward, self.reward_hidden, strict=True):
             hidden = memory[: len(y)]
-            self.activation(torch.mm(y, matrix, out=hidden[:, : -self.align]))
+            activate(torch.mm(y, matrix, out=hidden[:, : -self.align]))
             y = hidden
         return torch.mm(y, self.reward_output)[:, 0].float()

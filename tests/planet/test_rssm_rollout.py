@@ -308,3 +308,43 @@ def test_returns_do_not_depend_on_what_the_memory_held_before(
     returns = roll(rollout_of(model, dtype), state, actions, noise)
 
     assert torch.equal(returns, expected)
+
+
+@pytest.fixture
+def short_model(monkeypatch: pytest.MonkeyPatch) -> WorldModel:
+    monkeypatch.setattr(rssm_rollout, "SHORT_FROM", 1)
+    return build()
+
+
+def test_relu_as_integers_gives_the_same_to_the_bit(short_model: WorldModel) -> None:
+    rollout = rollout_of(short_model, torch.bfloat16)
+    given = (state_of(short_model)[0], *inputs(short_model))
+
+    assert rollout.bits
+    as_integers = roll(rollout, *given)
+    rollout.bits = False
+
+    assert torch.equal(as_integers, roll(rollout, *given))
+    numbers = torch.tensor([-torch.inf, -1.5, -1e-40, -0.0, 0.0, 1e-40, 2.5, torch.inf]).bfloat16()
+    assert torch.equal(rssm_rollout._relu_of_bits(numbers.clone()), numbers.relu())
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("where", ["deter", "stoch", "action", "input", "cell", "prior", "gaussian", "reward"])
+def test_one_nan_anywhere_is_a_nan_in_the_end(short_model: WorldModel, where: str, sign: float) -> None:
+    state = state_of(short_model)[0]
+    actions, noise = inputs(short_model)
+    rssm, reward = short_model.transition, short_model.reward
+    assert isinstance(rssm, RSSM)
+    first = next(layer for layer in reward.dense if isinstance(layer, torch.nn.Linear))
+    place = {
+        "deter": state.deter, "stoch": state.stoch, "action": actions, "input": rssm.input.weight,
+        "cell": rssm.cell.weight_ih, "prior": rssm.prior_head.dense.weight, "gaussian": rssm.prior_head.output.weight,
+        "reward": first.weight,
+    }[where]  # fmt: skip
+    with torch.no_grad():
+        place.flatten()[0] = torch.copysign(torch.tensor(torch.nan), torch.tensor(sign))
+
+    returns = roll(rollout_of(short_model, torch.bfloat16), state, actions, noise)
+
+    assert returns.isnan().any()
