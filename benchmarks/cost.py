@@ -130,32 +130,55 @@ def update_multiplications(config: Config, action_size: int) -> float:
             (5, 32 * depth, 4 * depth, 1), (5, 4 * depth, 2 * depth, 5), (6, 2 * depth, depth, 13), (6, depth, 3, 30)
         )
     )  # fmt: skip
-    step = _prior_step(config, action_size) + (model.deter + 32 * depth) * model.hidden + 2 * model.hidden * model.stoch
-    dense = (model.deter + model.stoch) * 32 * depth + _reward(config)
-    overshooting = config.objective.overshooting_distance * _prior_step(config, action_size)
-    return frames * (encoder + decoder + step + dense + (overshooting if config.objective.overshooting_scale else 0))
+    transition = _transition(config, action_size)
+    dense = transition.features * 32 * depth + _reward(config, transition.features)
+    multiplications = frames * (encoder + decoder + transition.observe + dense)
+    distance, chunk = config.objective.overshooting_distance, config.batch.chunk
+    if config.objective.overshooting_scale:
+        # A rollout from every state, as far as the chunk goes: one start fewer at each distance.
+        multiplications += config.batch.size * distance * (2 * chunk - distance + 1) // 2 * transition.prior
+    return multiplications
 
 
 def decision_multiplications(config: Config, action_size: int) -> float:
     """Return the multiply-adds of one planned decision."""
     planner = config.planner
     steps = planner.iterations * planner.candidates * planner.samples * planner.horizon
-    return steps * (_prior_step(config, action_size) + _reward(config))
+    transition = _transition(config, action_size)
+    return steps * (transition.prior + _reward(config, transition.features))
 
 
-def _prior_step(config: Config, action_size: int) -> int:
+@dataclass(frozen=True, slots=True)
+class _Transition:
+    prior: int
+    """Multiply-adds of one open-loop step."""
+    observe: int
+    """Of one step of a chunk: its prior and its posterior."""
+    features: int
+
+
+def _transition(config: Config, action_size: int) -> _Transition:
     model = config.model
-    return (
-        (model.stoch + action_size) * model.hidden
-        + 3 * (model.hidden + model.deter) * model.deter
-        + model.deter * model.hidden
-        + 2 * model.hidden * model.stoch
-    )
+    embed, stoch, deter, hidden = 32 * model.conv_depth, model.stoch, model.deter, model.hidden
+    gaussian = 2 * hidden * stoch
+    match model.transition:
+        case "rssm":
+            cell = (stoch + action_size) * hidden + 3 * (hidden + deter) * deter
+            prior = cell + deter * hidden + gaussian
+            return _Transition(prior, prior + (deter + embed) * hidden + gaussian, deter + stoch)
+        case "ssm":
+            prior = (stoch + action_size) * hidden + gaussian
+            return _Transition(prior, prior + (2 * stoch + embed) * hidden + gaussian, stoch)
+        case "drnn":
+            head = (2 * deter + stoch) * hidden + gaussian
+            decoder = 3 * (stoch + deter) * deter
+            prior = 3 * (action_size + stoch + deter) * deter + head + decoder
+            return _Transition(prior, 2 * prior + 3 * embed * deter, deter)
 
 
-def _reward(config: Config) -> int:
+def _reward(config: Config, features: int) -> int:
     units = config.model.reward_units
-    return (config.model.deter + config.model.stoch) * units + (config.model.reward_layers - 1) * units**2 + units
+    return features * units + (config.model.reward_layers - 1) * units**2 + units
 
 
 def text(hours: float) -> str:

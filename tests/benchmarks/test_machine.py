@@ -2,11 +2,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import cost
 from benchmarks.executors import machine
 from planet.presets import resolve
 from planet.run_dir import RunDir
+from planet.world_model import WorldModel
 
 ROOT = Path(__file__).parents[2]
 SMOKE = resolve("cheetah_run", preset="smoke")
@@ -144,6 +147,43 @@ def test_multiplications_of_one_update_by_hand():
 
     assert cost.update_multiplications(config, 6) == frames * (encoder + decoder + prior + posterior + rest)
     assert cost.decision_multiplications(config, 6) == 10 * 1000 * 12 * (prior + 230 * 200 + 200 * 200 + 200)
+
+
+def counted(action):
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        action()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("transition", ["rssm", "ssm", "drnn"])
+def test_multiplications_are_those_that_torch_counts(transition):
+    sizes = {"conv_depth": 2, "stoch": 5, "deter": 12, "hidden": 10, "reward_units": 9}
+    changes = {f"model.{name}": size for name, size in sizes.items()} | {
+        "model.transition": transition, "batch.size": 3, "batch.chunk": 7, "objective.overshooting_distance": 4,
+        "planner.candidates": 20, "planner.elite_fraction": 0.5, "planner.horizon": 3, "planner.iterations": 1,
+        "runtime.precision": "float32",
+    }  # fmt: skip
+    config = resolve("cheetah_run", changes=changes)
+    far = resolve("cheetah_run", changes=changes | {"objective.overshooting_scale": 1.0})
+    generator = torch.Generator()
+    model, far_model = (WorldModel(c.model, c.objective, 6, generator) for c in (config, far))
+    obs, action, reward = torch.zeros(3, 7, 3, 64, 64, dtype=torch.uint8), torch.zeros(3, 7, 6), torch.zeros(3, 7)
+
+    predictor = model.return_predictor(model.initial(1), candidates=20, horizon=3, generators=[generator])
+    predictor.rollout = None  # its matrices have a row more, the biases
+    decision = counted(lambda: predictor(torch.zeros(1, 20, 3, 6)))
+    update, far_update = (
+        counted(lambda m=m: m.loss(obs, action, reward, generator=generator)) for m in (model, far_model)
+    )
+
+    assert 2 * cost.decision_multiplications(config, 6) == decision
+    overshooting = cost.update_multiplications(far, 6) - cost.update_multiplications(config, 6)
+    assert 2 * overshooting == far_update - update
+    if transition != "rssm":  # which filters with operations that torch does not count
+        embed, start = torch.zeros(3, 7, 64), model.initial(3)
+        noise = torch.zeros(3, 7, 5)
+        observe = counted(lambda: model.transition.observe(embed, action, start, noise))
+        assert 2 * 21 * cost._transition(config, 6).observe == observe
 
 
 @pytest.mark.parametrize(
