@@ -136,9 +136,12 @@ def test_the_planned_episodes_are_those_whose_actions_are_not_uniform(name: str)
     assert [share > 0.03 for share in at_bounds] == [held_out.planned(index) for index in range(EPISODES)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cartpole_swingup", "reacher_easy", "cheetah_run"])
-def test_the_planned_episodes_earn_more_than_the_random_ones(name: str) -> None:
+def test_the_planned_episodes_earn_more_than_the_random_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from planet import camera  # imports mujoco, which must wait for the choice of a GL back end
+
+    black = np.zeros((3, 64, 64), np.uint8)
+    monkeypatch.setattr(camera.Camera, "picture", lambda self, physics: black)  # nearly all of the time
     episodes = held_out.episodes(TASKS[name], EnvConfig())
     planned = [found.episode.total_reward for found in episodes if found.planned]
     others = [found.episode.total_reward for found in episodes if not found.planned]
