@@ -108,14 +108,26 @@ def probability_of_improvement(x: Samples, y: Samples) -> Float[np.ndarray, " sa
 def improvement(
     x: Sequence[Scores], y: Sequence[Scores], rng: np.random.Generator, *, resamples: int = 2000, level: float = LEVEL
 ) -> Interval:
-    """Return the probability that X improves on Y, averaged over tasks, both sides resampled within each task."""
+    """Return the probability that X improves on Y, averaged over tasks, both sides resampled within each task.
+
+    Where all runs of one side are above all of the other, resampling shows no spread. The interval then goes as far as
+    the probability could differ and still show this with a chance of (1 - level) / 2: all of k pairs of runs that have
+    no run in common come out alike with a chance of p^k at most.
+    """
     n = len(x)
 
     def statistic(strata: Sequence[Samples]) -> Float[np.ndarray, " samples"]:
         pairs = zip(strata[:n], strata[n:], strict=True)
         return np.mean([probability_of_improvement(a, b) for a, b in pairs], axis=0)
 
-    return bootstrap([*x, *y], statistic, rng, resamples=resamples, level=level)
+    found = bootstrap([*x, *y], statistic, rng, resamples=resamples, level=level)
+    pairs = sum(min(len(a), len(b)) for a, b in zip(x, y, strict=True))
+    least = ((1 - level) / 2) ** (1 / pairs)
+    if found.low == found.high == 1.0:
+        return Interval(1.0, least, 1.0)
+    if found.low == found.high == 0.0:
+        return Interval(0.0, 0.0, 1 - least)
+    return found
 
 
 def performance_profile(

@@ -244,7 +244,8 @@ def improvement_table(strata: Strata) -> Table | None:
     caption = (
         "Chance that a random run of PlaNet ends above a random one of the other on the same task (Mann–Whitney U / "
         "nm; ties count half), averaged over the tasks both have, with its 95 % interval (where both have two "
-        "seeds of each task). 0.5 means no difference."
+        "seeds of each task; where all runs of one side are above all of the other, as far as the truth could be with "
+        "a chance of 2.5 % of showing this). 0.5 means no difference."
     )
     return Table(
         "probability-of-improvement", "Probability of improvement", caption, pd.DataFrame(data), pd.DataFrame(rows),

@@ -99,6 +99,22 @@ def test_improvement_averages_over_tasks_and_knows_certain_cases() -> None:
     assert 0.5 <= interval.low <= interval.value <= interval.high <= 1.0
 
 
+@pytest.mark.parametrize("runs", [2, 3, 5])
+def test_improvement_with_all_runs_above_is_no_certainty(runs: int) -> None:
+    high = [np.arange(10.0, 10.0 + runs)] * 2
+    low = [np.arange(1.0, 1.0 + runs)] * 2
+
+    better, worse = (aggregate.improvement(a, b, np.random.default_rng(0)) for a, b in ((high, low), (low, high)))
+
+    assert (better.value, better.high, worse.value, worse.low) == (1.0, 1.0, 0.0, 0.0)
+    assert better.low == pytest.approx(1 - worse.high) and 0.1 < better.low < 0.8
+    # Were the truth at that bound, so clear a result would be rarer than 2.5 %.
+    shift = stats.norm.ppf(better.low) * 2**0.5
+    drawn = np.random.default_rng(0).standard_normal((20_000, 2, 2, runs))
+    separated = (drawn[:, 0].min(axis=-1) + shift > drawn[:, 1].max(axis=-1)).all(axis=-1)
+    assert separated.mean() <= 0.025
+
+
 def test_performance_profile_is_the_share_of_runs_above_each_threshold(scores: list[np.ndarray]) -> None:
     thresholds = np.array([0.0, 0.3, 0.6, 1.0])
 
