@@ -134,8 +134,9 @@ def overlay_section(results: Results, overlays: Sequence[pd.DataFrame]) -> Secti
         panels.append(Panel(task_label(task), draw, f"PlaNet and {', '.join(methods)} on {task_label(task)}"))
     caption = (
         "Ours: median and 5–95 % of evaluation episodes, as in Figure 4. The others, from the files given: mean over "
-        "their seeds, band from the lowest to the highest seed, as far as our runs are planned. Their protocols "
-        "differ (action repeat, evaluation); x is environment steps for all."
+        "their seeds, band from the lowest to the highest seed, over the steps that all of them reach, as far as our "
+        "runs are planned; between reports a seed's curve is a straight line. Their protocols differ (action repeat, "
+        "evaluation); x is environment steps for all."
     )
     base = curves[["series", "variant"]].drop_duplicates()
     keys = [Key(f"ours: {series_label(s)}", style.colour(v)) for s, v in base.itertuples(index=False)]
@@ -158,10 +159,9 @@ def overlay_panel(
         own = others[others["method"] == method]
         if own.empty:
             continue
-        groups = own.groupby("env_steps")["return"]
-        mean, low, high = groups.mean(), groups.min(), groups.max()
-        axes.fill_between(mean.index, low, high, color=colour, alpha=0.13, linewidth=0)
-        axes.plot(mean.index, mean, color=colour, linewidth=1.2)
+        steps, returns = across_seeds(own)
+        axes.fill_between(steps, returns.min(axis=0), returns.max(axis=0), color=colour, alpha=0.13, linewidth=0)
+        axes.plot(steps, returns.mean(axis=0), color=colour, linewidth=1.2)
     for (series, variant), curve in ours.groupby(["series", "variant"], sort=False):
         colour, dash = style.colour(str(variant)), style.dashes(str(series), str(variant))
         axes.fill_between(curve["env_steps"], curve["p5"], curve["p95"], color=colour, alpha=0.22, linewidth=0)
@@ -173,6 +173,16 @@ def overlay_panel(
     axes.set_xlabel("environment steps")
     if y_label:
         axes.set_ylabel("return")
+
+
+def across_seeds(runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return environment steps and the returns [seed, step] there: agents report at steps of their own (episodes end
+    where they end), so each seed's curve is interpolated, over the steps that all seeds reach."""
+    curves = [own.groupby("env_steps")["return"].mean() for _, own in runs.groupby("seed", sort=False)]
+    first, last = max(curve.index[0] for curve in curves), min(curve.index[-1] for curve in curves)
+    steps = np.unique(runs["env_steps"].to_numpy(float))
+    steps = steps[(steps >= first) & (steps <= last)]
+    return steps, np.stack([np.interp(steps, curve.index, curve) for curve in curves])
 
 
 # ------------------------------------------------------------------------------------------------------- exports

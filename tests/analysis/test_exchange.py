@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from synthetic_runs import make_run, returns_of
 
-from analysis.exchange import EXPORTS, overlay_section, read_overlay, task_name
+from analysis.exchange import EXPORTS, across_seeds, overlay_section, read_overlay, task_name
 from analysis.figures import Figure
 from analysis.report import main
 from analysis.runs import BadInput, Results, load
@@ -118,6 +118,16 @@ def test_files_of_neither_format_are_refused(tmp_path: Path, name: str, content:
 
     with pytest.raises(BadInput, match=said):
         read_overlay(str(tmp_path / name))
+
+
+def test_seeds_that_report_at_steps_of_their_own_are_averaged_between_them() -> None:
+    one = pd.DataFrame({"seed": "0", "env_steps": [0.0, 1000.0, 2000.0], "return": [0.0, 100.0, 300.0]})
+    other = pd.DataFrame({"seed": "1", "env_steps": [500.0, 1500.0, 2500.0], "return": [10.0, 20.0, 30.0]})
+
+    steps, returns = across_seeds(pd.concat([other, one]))
+
+    np.testing.assert_array_equal(steps, [500, 1000, 1500, 2000])
+    np.testing.assert_allclose(returns, [[10, 15, 20, 25], [50, 100, 200, 300]])
 
 
 def test_a_missing_overlay_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
