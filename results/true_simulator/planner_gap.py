@@ -38,7 +38,8 @@ class Setting:
     clip: bool = True
     """Clip candidates before they are refitted to; the simulator clips them anyway."""
     spread: str = "std"
-    """`printed`: the mean absolute deviation over K - 1, as printed in Algorithm 2."""
+    """`printed`: the mean absolute deviation over K - 1, as printed in Algorithm 2; `variance`: no square root, which
+    ends the search after four or five iterations."""
     discount: float = 1.0
     noise: float = 0.0
     """Of the executed action."""
@@ -54,6 +55,7 @@ SETTINGS: dict[str, Setting] = {
     "base": Setting(),
     "unclipped": Setting(clip=False),
     "printed_spread": Setting(spread="printed"),
+    "variance_spread": Setting(spread="variance"),
     "discount_0.99": Setting(discount=0.99),
     "noise_0.3": Setting(noise=0.3),
     "min_std_0.3": Setting(min_std=0.3),
@@ -102,6 +104,8 @@ class Planner:
             deviation = chosen - mean[:, None]
             if s.spread == "printed":
                 std = deviation.abs().sum(dim=1) / (count - 1)
+            elif s.spread == "variance":
+                std = deviation.square().mean(dim=1)
             else:
                 std = (deviation.square().mean(dim=1) + 1e-6).sqrt()
             std = std.clamp(min=s.min_std)
