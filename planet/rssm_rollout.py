@@ -40,7 +40,8 @@ SHORT_FROM = 25_000
 """Numbers that a CPU's products must have for bfloat16 to pay: each costs 20 microseconds at least."""
 
 IN_CACHE = 50_000
-"""Numbers that each thread of a CPU takes through elementwise operations at a time, to find them in its cache again."""
+"""Numbers that a CPU's thread takes through elementwise operations at a time, to find them in its cache again. Where
+threads have to meet after each operation, each takes twice as many."""
 
 
 ALIGNED = 8
@@ -62,7 +63,8 @@ def _all_finite(tensors: Sequence[Tensor]) -> bool:
 
 def rows_in_cache(deter: int) -> int:
     """Return how many rows of `deter` numbers a CPU takes through elementwise operations at a time."""
-    return -(-IN_CACHE * torch.get_num_threads() // deter)
+    threads = torch.get_num_threads()
+    return -(-IN_CACHE * (threads if threads == 1 else 2 * threads) // deter)
 
 
 def envs_together(envs: int, rows: int, deter: int, device: torch.device) -> int:

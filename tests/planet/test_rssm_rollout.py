@@ -148,12 +148,12 @@ def test_rows_taken_a_few_at_a_time_give_the_same(dtype: torch.dtype, monkeypatc
     state, _ = state_of(model)
     actions, noise = inputs(model)
     at_once = rollout_of(model, dtype)
-    monkeypatch.setattr(rssm_rollout, "IN_CACHE", 12 * 7)
+    monkeypatch.setattr(rssm_rollout, "rows_in_cache", lambda deter: 7)
 
     few = rollout_of(model, dtype)
 
     # neither 120 rows nor 720 rewards are a multiple
-    assert (at_once.some_rows, few.some_rows) == (ENVS * ROWS, min(ENVS * ROWS, 7 * torch.get_num_threads()))
+    assert (at_once.some_rows, few.some_rows) == (ENVS * ROWS, 7)
     torch.testing.assert_close(roll(few, state, actions, noise), roll(at_once, state, actions, noise))
 
 
@@ -231,10 +231,19 @@ def test_small_plans_of_several_environments_are_made_together(monkeypatch: pyte
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
 
     assert rssm_rollout.envs_together(10, 100, 100, cpu) == 10  # the quick preset's: 1,000 rows of 100 numbers
-    assert rssm_rollout.envs_together(10, 150, 100, cpu) == 5  # 6 would do, but do not divide 10
+    assert rssm_rollout.envs_together(10, 300, 100, cpu) == 5  # 6 would do, but do not divide 10
     assert rssm_rollout.envs_together(7, 300, 100, cpu) == 1
     assert rssm_rollout.envs_together(10, 1000, 200, cpu) == 1  # the paper's
     assert rssm_rollout.envs_together(10, 1000, 200, cuda) == 10
+
+
+def test_threads_that_must_meet_take_more_rows_at_a_time_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = []
+    for threads in (1, 2, 4):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        rows.append(rssm_rollout.rows_in_cache(200))
+
+    assert rows == [250, 1000, 2000]
 
 
 def test_neighbours_do_not_decide_whether_products_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +259,7 @@ def test_all_environments_at_once_equal_one_after_the_other(monkeypatch: pytest.
     generators = [seeded(n) for n in range(ENVS)]
     actions, _ = inputs(model)
 
-    monkeypatch.setattr(rssm_rollout, "IN_CACHE", ROWS * 12 // torch.get_num_threads())  # of one environment
+    monkeypatch.setattr(rssm_rollout, "rows_in_cache", lambda deter: ROWS)  # of one environment
     predictor = model.return_predictor(state, candidates=ROWS, horizon=HORIZON, generators=generators)
     assert predictor.together == 1
     one_by_one = predictor(actions)
