@@ -268,7 +268,7 @@ class Queue:
         if job is not None and job.live:
             if job.state == "PENDING":
                 return "waiting", f"Slurm job {id_} pending ({job.reason})"
-            if failed_in(path, id_):
+            if failed_in(path, id_) or _failed_since(path, submission.created):
                 return None  # the job goes on with the others of its pack, not with this one
             return "running", f"Slurm job {id_} {job.state.lower()} on {job.node}, starting"
         if _started_in(path, id_, submission.created):
@@ -307,6 +307,13 @@ def failed_in(path: Path, job: str | None) -> bool:
     if job is None or start is None or _job(start) != job:
         return False
     return (RunDir(path).status() or {}).get("state") == "failed"
+
+
+def _failed_since(path: Path, submitted: float) -> bool:
+    """Return whether the run has failed since its submission, be it before its start was recorded (an import error,
+    a full disk)."""
+    status = RunDir(path).status() or {}
+    return status.get("state") == "failed" and status.get("heartbeat", 0) >= submitted
 
 
 def _last_start(path: Path) -> dict[str, Any] | None:

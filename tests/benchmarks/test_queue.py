@@ -140,6 +140,22 @@ def test_a_failed_run_speaks_for_itself_while_its_packmate_keeps_the_job(tmp_pat
     assert Queue.read(preset).job_of(bad.path) == ("running", "Slurm job 13 running on n2, starting")
 
 
+def test_a_run_that_failed_before_its_start_was_recorded_has_failed_while_its_packmate_keeps_the_job(tmp_path, cluster):
+    preset, _, (bad, good) = submitted(tmp_path, seeds=2, packs=2, ids=["12"])
+    jobs(cluster, ("12", "RUNNING", "None", "n1", "n", "1:00"))
+    bad.write_status({"state": "failed", "error": "ImportError: libEGL"})  # as the pool does for a worker
+
+    q = Queue.read(preset)
+    assert q.job_of(bad.path) is None
+    assert q.job_of(good.path) == ("running", "Slurm job 12 running on n1, starting")
+
+    again = new_submission(preset, "retry", [[bad.path]])
+    object.__setattr__(again, "jobs", ("13",))
+    again.write()
+    jobs(cluster, ("13", "RUNNING", "None", "n2", "n", "0:01"))
+    assert Queue.read(preset).job_of(bad.path) == ("running", "Slurm job 13 running on n2, starting")
+
+
 def test_where_squeue_does_not_answer_a_submitted_run_is_not_submitted_again(tmp_path, cluster):
     preset, _, (run,) = submitted(tmp_path)
     (cluster / "down").touch()
