@@ -66,6 +66,9 @@ SETTINGS: dict[str, Setting] = {
     "repeat_8": Setting(repeat=8),
     "horizon_24": Setting(horizon=24),
     "unclipped_warm": Setting(clip=False, warm_start=True),
+    "unclipped_noise": Setting(clip=False, noise=0.3),
+    "unclipped_printed": Setting(clip=False, spread="printed"),
+    "unclipped_variance": Setting(clip=False, spread="variance"),
 }
 
 
