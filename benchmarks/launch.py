@@ -17,6 +17,7 @@ from benchmarks import cost, dispatch, plan, suites, variants
 from benchmarks.executors import profile, queue
 from benchmarks.plan import Item, Plan, PlanError
 from planet import presets, tasks
+from planet.config import parse_changes
 from planet.run_dir import RunDir
 from planet.stop_signal import EXIT_STOPPED
 
@@ -96,7 +97,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
             return None
 
     seeds = attempt(plan.parse_seeds, arguments.seeds)
-    changes = attempt(plan.parse_changes, arguments.set)
+    changes = attempt(parse_changes, arguments.set)
     if arguments.preset not in presets.PRESETS:
         attempt(lambda: presets.resolve("cartpole_swingup", preset=arguments.preset))
     for name in arguments.tasks or ():
@@ -131,7 +132,7 @@ def make_options(arguments: argparse.Namespace) -> dispatch.Options:
         executor=arguments.executor,
         max_parallel=arguments.max_parallel,
         runs_per_gpu=arguments.runs_per_gpu,
-        profile=profile.load(arguments.cluster, plan.parse_changes(arguments.cluster_set, "--cluster-set")),
+        profile=profile.load(arguments.cluster, parse_changes(arguments.cluster_set, "--cluster-set")),
         profile_named=arguments.cluster is not None or bool(arguments.cluster_set),
     )
 

@@ -21,9 +21,8 @@ from typing import Literal, cast
 
 from benchmarks.executors import machine
 from benchmarks.executors.job import mps
-from benchmarks.plan import parse_changes
 from planet import presets, tasks
-from planet.config import Config, from_toml, to_toml
+from planet.config import Config, from_toml, parse_changes, to_toml
 
 PART = 20
 """A measured cycle is this part of a real one: C / 20 updates, then the decisions of a twentieth of an episode."""

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -109,23 +109,6 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     if not seeds or min(seeds) < 0:
         raise problem
     return tuple(dict.fromkeys(seeds))
-
-
-def parse_changes(assignments: Iterable[str], option: str = "--set") -> dict[str, str]:
-    """Return `{"planner.candidates": "500"}` for `["planner.candidates=500"]`; errors name the option.
-
-    Raises:
-        ValueError: no `=`, or one key twice with different values.
-    """
-    changes: dict[str, str] = {}
-    for assignment in assignments:
-        key, found, value = assignment.partition("=")
-        if not found or not key.strip():
-            raise ValueError(f"{option} takes key=value, got {assignment!r}")
-        if changes.get(key.strip(), value.strip()) != value.strip():
-            raise ValueError(f"{option} {key.strip()} is given twice, {changes[key.strip()]} and {value.strip()}")
-        changes[key.strip()] = value.strip()
-    return changes
 
 
 def directory_name(variant: str, changes: Mapping[str, Any], config: Config) -> str:

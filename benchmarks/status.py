@@ -31,6 +31,7 @@ from benchmarks.executors.pool import tail
 from benchmarks.executors.queue import Queue, locked
 from benchmarks.plan import Item, Run
 from planet import lease
+from planet.config import parse_changes
 from planet.progress import duration
 from planet.run_dir import RunDir, read_json
 
@@ -387,7 +388,7 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
             executor=arguments.executor,
             max_parallel=arguments.max_parallel,
             runs_per_gpu=arguments.runs_per_gpu,
-            profile=profile.load(arguments.cluster, plan.parse_changes(arguments.cluster_set, "--cluster-set")),
+            profile=profile.load(arguments.cluster, parse_changes(arguments.cluster_set, "--cluster-set")),
             profile_named=arguments.cluster is not None or bool(arguments.cluster_set),
         )
         return retry(folders, arguments.suite, options)

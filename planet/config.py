@@ -16,7 +16,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -314,6 +314,23 @@ def diff(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Return `{key: (old value, new value)}` for the keys that differ."""
     before, after = flatten(old), flatten(new)
     return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+
+
+def parse_changes(assignments: Iterable[str], option: str = "--set") -> dict[str, str]:
+    """Return `{"planner.candidates": "500"}` for `["planner.candidates=500"]`; errors name the option.
+
+    Raises:
+        ValueError: no `=`, or one key twice with different values.
+    """
+    changes: dict[str, str] = {}
+    for assignment in assignments:
+        key, found, value = assignment.partition("=")
+        if not found or not key.strip():
+            raise ValueError(f"{option} takes key=value, got {assignment!r}")
+        if changes.get(key.strip(), value.strip()) != value.strip():
+            raise ValueError(f"{option} {key.strip()} is given twice, {changes[key.strip()]} and {value.strip()}")
+        changes[key.strip()] = value.strip()
+    return changes
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:

@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from rich.table import Table
 
 from planet import checkpoint, gl, hardware, streams, tasks
 from planet.agent import Agent
-from planet.config import Config
+from planet.config import Config, override, parse_changes
 from planet.envs import Env, PadActions, make_env
 from planet.prediction import write_open_loop
 from planet.rollout import Episode, run_episodes
@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, help="episodes per task (default 10)")
     parser.add_argument("--task", help="one task of a multi-task run (default: all)")
     parser.add_argument("--evaluation", type=int, help="index of the start states (default: one training never used)")
+    parser.add_argument("--set", nargs="+", metavar="planner.KEY=VALUE", help="plan otherwise than in training")
     parser.add_argument("--video", action="store_true", help="write videos/evaluation_<episodes>_<task>_<k>.gif")
     parser.add_argument("--open-loop", action="store_true", help="write predictions/ instead of acting (alone)")
     parser.add_argument("--device", default="auto")
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check_alone(arguments: argparse.Namespace) -> None:
     """Raise ValueError where --open-loop comes with an option that is about acting: it would go unheard."""
-    acting = ("task", "episodes", "evaluation", "video", "json")
+    acting = ("task", "episodes", "evaluation", "set", "video", "json")
     values = {f"--{name}": getattr(arguments, name) for name in acting}
     given = [name for name, value in values.items() if value is not None and value is not False]  # 0 was given
     if given:
@@ -112,6 +113,21 @@ def _check_alone(arguments: argparse.Namespace) -> None:
         )
 
 
+def with_planner(config: Config, changes: Mapping[str, str]) -> Config:
+    """Return the configuration with settings of the planner changed: they need no other training.
+
+    Raises:
+        KeyError, ValueError: not a setting of the planner, or not a value of it; the simulator in the model's place.
+    """
+    for key in changes:
+        if not key.startswith("planner.") or key == "planner.dynamics":
+            raise ValueError(
+                f"--set changes how a trained agent plans (planner.candidates, planner.samples, ...), got {key}: train "
+                "another run for that (benchmarks/launch.py --set)"
+            )
+    return override(config, changes)
+
+
 def _main(arguments: argparse.Namespace) -> int:
     if arguments.open_loop:
         _check_alone(arguments)
@@ -119,7 +135,8 @@ def _main(arguments: argparse.Namespace) -> int:
     if num_episodes < 1:
         raise ValueError(f"--episodes must be at least 1, got {num_episodes}")
     run_dir = RunDir.open(arguments.run_dir)
-    config = run_dir.config()
+    changes = parse_changes(arguments.set or [])
+    config = with_planner(run_dir.config(), changes)
     gl.choose_backend()
     device = hardware.resolve_device(arguments.device)
     torch.set_num_threads(hardware.resolve_threads(config.runtime.threads))
@@ -135,6 +152,7 @@ def _main(arguments: argparse.Namespace) -> int:
         if wanted not in [task.name for task in members]:
             raise ValueError(f"{run_dir.path} acts in {', '.join(t.name for t in members)}, not in {wanted}")
     evaluation = len(config.schedule.eval_at()) if arguments.evaluation is None else arguments.evaluation
+    otherwise = "".join(f"+{key}={value}" for key, value in sorted(changes.items()))
     results: dict[str, list[float]] = {}
     for index, task in enumerate(members):
         if arguments.task and task.name != tasks.canonical(arguments.task):
@@ -149,14 +167,15 @@ def _main(arguments: argparse.Namespace) -> int:
         if arguments.video:
             run_dir.videos.mkdir(exist_ok=True)
             for k, (episode, _) in enumerate(episodes):
-                path = run_dir.videos / f"evaluation_{trained:05d}_{task.name}_{k}.gif"
+                path = run_dir.videos / f"evaluation_{trained:05d}_{task.name}_{k}{otherwise}.gif"
                 write_gif(path, episode.obs, frames_per_second=100 / envs[0].action_repeat)
                 print(path, file=sys.stderr)
         print(f"{task.name}: {num_episodes} episodes in {seconds:.1f} s", file=sys.stderr)
     if arguments.json:
-        print(json.dumps({"run": str(run_dir.path), "episode": trained, "evaluation": evaluation, "returns": results}))
+        told = {"run": str(run_dir.path), "episode": trained, "evaluation": evaluation, "set": changes}
+        print(json.dumps({**told, "returns": results}))
         return 0
-    table = Table(title=f"{run_dir.path} after {trained} episodes")
+    table = Table(title=f"{run_dir.path} after {trained} episodes{otherwise.replace('+', ' ')}")
     for column in ("task", "mean", "median", "5 %", "95 %", "returns"):
         table.add_column(column, justify="left" if column in ("task", "returns") else "right")
     for name, returns in results.items():

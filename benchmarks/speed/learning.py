@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.plan import parse_changes
 from benchmarks.speed import plain
 from planet import presets
+from planet.config import parse_changes
 from planet.learner import Learner
 from planet.run_dir import RunDir
 from planet.train import train

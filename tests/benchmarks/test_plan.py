@@ -42,14 +42,6 @@ def test_other_seeds_are_refused_with_the_three_forms(text):
         plan.parse_seeds(text)
 
 
-def test_changes_are_key_value_pairs_and_never_two_values_for_one_key():
-    assert plan.parse_changes(["a.b=1", "c=x=y"]) == {"a.b": "1", "c": "x=y"}
-    with pytest.raises(ValueError, match="takes key=value, got 'a.b'"):
-        plan.parse_changes(["a.b"])
-    with pytest.raises(ValueError, match="given twice, 1 and 2"):
-        plan.parse_changes(["a.b=1", "a.b=2"])
-
-
 def test_every_run_has_its_own_complete_configuration_and_path(tmp_path):
     planned = expand(tmp_path)
 

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from planet.config import Config, diff, flatten, from_toml, identity_hash, override, to_toml
+from planet.config import Config, diff, flatten, from_toml, identity_hash, override, parse_changes, to_toml
 from planet.presets import PRESETS, resolve
 from planet.tasks import TASKS
 
@@ -153,3 +153,11 @@ def test_a_number_of_elites_is_one_identity_however_it_is_said() -> None:
     assert identity_hash(as_number) == identity_hash(as_fraction)
     other = resolve("cheetah_run", changes={"planner.elite_fraction": 0.05})
     assert identity_hash(other) != identity_hash(as_number)
+
+
+def test_changes_are_key_value_pairs_and_never_two_values_for_one_key():
+    assert parse_changes(["a.b=1", "c=x=y"]) == {"a.b": "1", "c": "x=y"}
+    with pytest.raises(ValueError, match="takes key=value, got 'a.b'"):
+        parse_changes(["a.b"])
+    with pytest.raises(ValueError, match="given twice, 1 and 2"):
+        parse_changes(["a.b=1", "a.b=2"])

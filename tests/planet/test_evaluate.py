@@ -26,9 +26,9 @@ def model(config: Config, seed: int) -> WorldModel:
     return WorldModel(config.model, config.objective, 1, torch.Generator().manual_seed(seed))
 
 
-def returns(path: Path, capsys: pytest.CaptureFixture[str]) -> dict:
+def returns(path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict:
     capsys.readouterr()
-    assert evaluate.main([str(path), "--episodes", "2", "--device", "cpu", "--json"]) == 0
+    assert evaluate.main([str(path), "--episodes", "2", "--device", "cpu", "--json", *options]) == 0
     return json.loads(capsys.readouterr().out) | {"run": None}
 
 
@@ -44,6 +44,41 @@ def test_exported_weights_act_like_the_run_they_are_of(tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / "shipped").iterdir()) == ["config.toml", "run.json", "weights.pt"]
     assert returns(tmp_path / "shipped", capsys) == expected
     assert expected["episode"] == 7 and expected["returns"] != other["returns"]
+
+
+@pytest.mark.slow
+def test_a_trained_agent_plans_otherwise_where_it_is_told_to(tmp_path, capsys):
+    run = trained_run(tmp_path / "seed_0")
+    before = run.config_toml.read_bytes()
+    as_trained = returns(run.path, capsys)
+    same = returns(run.path, capsys, "--set", "planner.samples=1")
+    other = returns(run.path, capsys, "--set", "planner.candidates=9", "planner.elites=3", "--video")
+
+    assert as_trained["set"] == {} and same["returns"] == as_trained["returns"]
+    assert other["set"] == {"planner.candidates": "9", "planner.elites": "3"}
+    assert other["returns"] != as_trained["returns"]
+    assert run.config_toml.read_bytes() == before
+    assert sorted(p.name for p in run.videos.iterdir()) == [
+        f"evaluation_00007_cartpole_swingup_{k}+planner.candidates=9+planner.elites=3.gif" for k in range(2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("assignment", "named"),
+    [
+        ("model.stoch=3", "how a trained agent plans (planner.candidates, planner.samples, ...), got model.stoch"),
+        ("planner.dynamics=simulator", "got planner.dynamics"),
+        ("planner.sample=3", "planner.samples"),
+        ("planner.samples=0", "planner.samples must be at least 1, got 0"),
+        ("planner.elites=9999", "planner.elites must be in 1..planner.candidates"),
+        ("planner.samples", "--set takes key=value"),
+    ],
+)
+def test_settings_that_are_not_the_planners_or_not_values_of_it_are_refused(tmp_path, capsys, assignment, named):
+    run = trained_run(tmp_path / "seed_0")
+
+    assert evaluate.main([str(run.path), "--set", assignment]) == 2
+    assert named in capsys.readouterr().err
 
 
 def test_exported_weights_of_the_quick_preset_are_small(tmp_path):
@@ -86,6 +121,7 @@ def test_a_run_without_checkpoint_and_weights_is_refused(tmp_path, capsys):
         (["--episodes", "0"], "got --episodes:"),
         (["--video", "--evaluation", "0"], "got --evaluation, --video:"),
         (["--json"], "got --json:"),
+        (["--set", "planner.samples=4"], "got --set:"),
     ],
 )
 def test_open_loop_refuses_options_that_it_would_not_heed_before_any_work(tmp_path, capsys, options, named):
