@@ -9,7 +9,8 @@ once. A row of the working memory of step t holds
 
 so that what each product needs ([x, 1, h], [x, 1], [1, h], [1, h, s], [s, 1, a]) is a slice of it, not a copy. Only
 products are ever shortened to bfloat16: h, the gates and all nonlinear functions are float32, as in `RSSM` (and a CPU
-takes five times as long for tanh of a short type).
+takes five times as long for tanh of a short type). A short product takes a slice that begins and ends at multiples of
+`BLOCK` columns, neighbours included, whose rows of the matrix are zero.
 
 On a GPU a step costs what starting its kernels costs, and slices cost nothing. There everything is float32, whose
 products TF32 makes fast enough, so that nothing is converted, and results go where they are needed: 13 kernels a step
@@ -24,6 +25,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +45,14 @@ IN_CACHE = 50_000
 """Numbers that a CPU's thread takes through elementwise operations at a time, to find them in its cache again. Where
 threads have to meet after each operation, each takes twice as many."""
 
+
+BLOCK = 32
+"""Columns of bfloat16 in a line of a CPU's cache, which is what AMX loads at once: products take a tenth of the time
+less where all that they take begins and ends with a line."""
+
+REWARD_AT_ONCE = 1_200_000
+"""Numbers in a layer of the reward head that a CPU computes at a time, in equal parts. (The paper's 12,000 rows take
+about as long in one part or two, but longer in many.)"""
 
 ALIGNED = 8
 """Columns that parts of a row are filled up to on a GPU. Its fast matrix kernels load 16 bytes at a time, some 32, and
@@ -92,6 +102,50 @@ def _join(parts: Sequence[Tensor], dtype: torch.dtype, align: int) -> Tensor:
     return torch.cat(columns, dim=1).T.to(dtype).contiguous()
 
 
+@dataclass(frozen=True, slots=True)
+class _Matrices:
+    """What the columns named are multiplied by, from the left to the right; biases are rows."""
+
+    input: Tensor
+    """[s, 1, a]"""
+    cell: list[Tensor]
+    """Reset gate, update gate, candidate from x, candidate from h: [x, 1, h], the last two [x, 1] and [1, h]"""
+    prior: Tensor
+    """[1, h]"""
+    gaussian: list[Tensor]
+    """Mean and deviation: [prior's layer, 1]"""
+    reward: list[Tensor]
+    """[1, h, s], then [layer, 1] to the last"""
+
+
+def _matrices(rssm: RSSM, reward: RewardHead, dtype: torch.dtype, fill: int, *, joined: bool) -> _Matrices:
+    """joined: the cell's last two multiply [x, 1, h], too, with zeros for what is not theirs."""
+
+    def join(*parts: Tensor) -> Tensor:
+        return _join(parts, dtype, fill)
+
+    cell, prior, d, s = rssm.cell, rssm.prior_head, rssm.deter_size, rssm.stoch_size
+    w = rssm.input.weight
+    (reset, update, new), (reset_h, update_h, new_h) = (m.split(d) for m in (cell.weight_ih, cell.weight_hh))
+    (_, _, b_new), (_, _, b_new_h) = (b.split(d) for b in (cell.bias_ih, cell.bias_hh))
+    b_reset, b_update, _ = (cell.bias_ih + cell.bias_hh).split(d)
+    candidate = [[new, b_new], [b_new_h, new_h]]
+    if joined:
+        candidate = [[new, b_new, torch.zeros_like(new_h)], [torch.zeros_like(new), b_new_h, new_h]]
+    of_gaussian = zip(prior.output.weight.split(s), prior.output.bias.split(s), strict=True)
+    first, *others = (layer for layer in (*reward.dense, reward.output) if isinstance(layer, nn.Linear))
+    return _Matrices(
+        input=join(w[:, :s], rssm.input.bias, w[:, s:]),
+        cell=[join(*parts) for parts in ([reset, b_reset, reset_h], [update, b_update, update_h], *candidate)],
+        prior=join(prior.dense.bias, prior.dense.weight),
+        gaussian=[join(*parts) for parts in of_gaussian],
+        reward=[
+            join(first.bias, first.weight[:, s:], first.weight[:, :s]),
+            *(join(layer.weight, layer.bias) for layer in others),
+        ],
+    )
+
+
 class RSSMRollout:
     """Summed mean rewards of `rows` action sequences for each of `envs` states, `horizon` steps long."""
 
@@ -111,10 +165,10 @@ class RSSMRollout:
         cell, count, device = rssm.cell, envs * rows, rssm.cell.weight_ih.device
         d, s, x, a = rssm.deter_size, rssm.stoch_size, cell.input_size, rssm.input.in_features - rssm.stoch_size
         self.few_kernels = device.type == "cuda" if few_kernels is None else few_kernels
-        align = ALIGNED if self.few_kernels else 1
         # By the rows of one environment: whoever plans beside it must not change how it computes.
         dtype = torch.float32 if self.few_kernels or rows * d < SHORT_FROM else dtype
         self.short, self.horizon, self.envs = dtype is not torch.float32, horizon, envs
+        fill, block = ALIGNED if self.few_kernels else 1, BLOCK if self.short else 1
         self.activation = ACTIVATIONS_IN_PLACE[rssm.activation]
         self.mean_only, self.min_std, self.fixed_std = (
             rssm.mean_only,
@@ -122,64 +176,78 @@ class RSSMRollout:
             rssm.prior_head.fixed_std,
         )
 
-        # The matrices, their rows in the order of the slices that they multiply.
-        w = rssm.input.weight
-        self.to_input = _join([w[:, :s], rssm.input.bias, w[:, s:]], dtype, align)
-        (reset, update, new), (reset_h, update_h, new_h) = (m.split(d) for m in (cell.weight_ih, cell.weight_hh))
-        (_, _, b_new), (_, _, b_new_h) = (b.split(d) for b in (cell.bias_ih, cell.bias_hh))
-        b_reset, b_update, _ = (cell.bias_ih + cell.bias_hh).split(d)
-        # reset, update, candidate from x and candidate from h
-        self.joined = self.short or self.few_kernels
-        if self.joined:  # all multiply [x, 1, h]: one product with zeros in it takes less time than four
-            no_x, no_h = torch.zeros_like(new), torch.zeros_like(new_h)
-            last_two = [[new, b_new, no_h], [no_x, b_new_h, new_h]]
-        else:
-            last_two = [[new, b_new], [b_new_h, new_h]]
-        of_cell = [[reset, b_reset, reset_h], [update, b_update, update_h], *last_two]
-        prior = rssm.prior_head
-        self.to_prior = _join([prior.dense.bias, prior.dense.weight], dtype, align)
-        of_gaussian = zip(prior.output.weight.split(s), prior.output.bias.split(s), strict=True)  # mean, deviation
-        first, *others = (layer for layer in reward.dense if isinstance(layer, nn.Linear))
-        self.to_reward = [
-            _join([first.bias, first.weight[:, s:], first.weight[:, :s]], dtype, align),
-            *(_join([layer.weight, layer.bias], dtype, align) for layer in others),
-        ]
-        self.reward_output = _join([reward.output.weight, reward.output.bias], dtype, align)
-
-        # Never whatever was there: AMX kernels read past the end of a row's slice and multiply what they find by zero,
-        # which makes NaN of a NaN (oneDNN of torch 2.13, where a length is no multiple of the tile's).
         def memory(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-            return torch.ones(shape, dtype=dtype, device=device)
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        def memory_with_ones(*shape: int, first: int) -> Tensor:
+            """Columns from `first` on are not left as whatever was there: some stay one, and others are multiplied by
+            zero before anything is written there, which makes NaN of a NaN."""
+            result = memory(*shape)
+            result[..., first:] = 1
+            return result
+
+        self.joined = self.short or self.few_kernels  # one product with zeros in it takes less time than four
+        matrices = _matrices(rssm, reward, dtype, fill, joined=self.joined)
 
         # Where the parts of a row begin: x at 0, the other one after s.
-        one, h, end, after_s, action, width = itertools.accumulate(_filled(part, align) for part in (x, 1, d, s, 1, a))
-        steps = memory(horizon + 1, count, width)
-        self.h, self.s, self.a = steps[..., h : h + d], steps[..., end : end + s], steps[..., action : action + a]
-        cell_inputs = [slice(end)] if self.joined else [slice(end), slice(end), slice(h), slice(one, end)]
+        one, h, end, after_s, action, width = itertools.accumulate(_filled(part, fill) for part in (x, 1, d, s, 1, a))
+        steps = memory_with_ones(horizon + 1, count, _filled(width, block), first=one - one % block)
+        self.h, self.s = steps[..., h : h + d].unbind(), steps[..., end : end + s].unbind()
+        self.a = steps[:-1, :, action : action + a]
+
+        def taken(first: int, last: int) -> slice:
+            """Columns that a product takes to get those from `first` to `last`."""
+            return slice(first - first % block, _filled(last, block))
+
+        def taking(matrix: Tensor, first: int = 0) -> Tensor:
+            """Return the matrix of columns from `first` on with rows of zeros for the others that are taken."""
+            columns = taken(first, first + len(matrix))
+            return F.pad(matrix, (0, 0, first - columns.start, columns.stop - first - len(matrix)))
+
+        def hidden_layer(rows: int, matrix: Tensor) -> Tensor:
+            """Return memory for a layer's outputs and a one, [.., 1]."""
+            size = matrix.shape[1]
+            return memory_with_ones(rows, _filled(size + fill, block), first=size)
+
+        self.to_input, self.to_prior = taking(matrices.input, end), taking(matrices.prior, one)
+        cell_parts = [(0, end)] if self.joined else [(0, end), (0, end), (0, h), (one, end)]
         self.slices = [
-            (row[:, end:], row[:, :one], [row[:, part] for part in cell_inputs], after[:, one:end])
+            (
+                row[:, taken(end, width)],
+                row[:, :one],
+                [row[:, taken(*part)] for part in cell_parts],
+                after[:, taken(one, end)],
+            )
             for row, after in itertools.pairwise(steps.unbind())
         ]  # of a step [s, 1, a], [x] and what the cell's matrices multiply; of the next [1, h]
-        self.features = steps[1:].flatten(0, 1)[:, one:after_s]  # [1, h, s] of all steps, [H * R, ...]
+        self.features = steps[1:].flatten(0, 1)[:, taken(one, after_s)]  # [1, h, s] of all steps, [H * R, ...]
+
         self.deter = memory(count, d, dtype=torch.float32)
-        self.to_cell, cell_results = self._products([_join(parts, dtype, align) for parts in of_cell], memory)
-        self.cell = [result[:, :d] for result in cell_results]
-        self.both_gates = self.to_cell[0][1][:, : 2 * cell_results[0].shape[1]]  # reset and update, where joined
-        self.some_rows = count if self.few_kernels else min(count, rows_in_cache(d))
-        parts = [memory(self.some_rows, d, dtype=torch.float32) for _ in range(4)]
+        of_cell, results = self._products(matrices.cell, memory)
+        self.to_cell = [(taking(m, first), out) for (m, out), (first, _) in zip(of_cell, cell_parts, strict=True)]
+        self.cell = [result[:, :d] for result in results]
+        self.both_gates = of_cell[0][1][:, : 2 * results[0].shape[1]]  # reset and update, where joined
+        some = count if self.few_kernels else min(count, rows_in_cache(d))
+        parts = [memory(some, d, dtype=torch.float32) for _ in range(4)]
         self.blocks = [
             (h, products, [part[: len(h)] for part in parts])
-            for h, *products in zip(*(x.split(self.some_rows) for x in (self.deter, *self.cell)), strict=True)
+            for h, *products in zip(*(x.split(some) for x in (self.deter, *self.cell)), strict=True)
         ]  # of rows: their h, the cell's products, memory for these in float32
-        self.prior_input = memory(count, self.to_prior.shape[1] + align)  # [.., 1], as each layer's of the reward head
-        self.to_gaussian, results = self._products([_join(parts, dtype, align) for parts in of_gaussian], memory)
+
+        self.prior_input = hidden_layer(count, matrices.prior)
+        of_gaussian, results = self._products(matrices.gaussian, memory)
+        self.to_gaussian = [(taking(matrix), out) for matrix, out in of_gaussian]
         self.gaussian = [result[:, :s] for result in results]
-        self.reward_rows = horizon * count if self.few_kernels else min(horizon * count, 8 * self.some_rows)
-        self.reward_hidden = [memory(self.reward_rows, matrix.shape[1] + align) for matrix in self.to_reward]
-        self.align = align
-        matrices = [self.to_input, self.to_prior, *self.to_reward]
-        matrices += [matrix for matrix, _ in (*self.to_cell, *self.to_gaussian)]
-        self.bits = self.short and self.activation is F.relu_ and _all_finite(matrices)
+
+        first, *others, output = matrices.reward
+        times = 1 if self.few_kernels else -(-horizon * count * first.shape[1] // REWARD_AT_ONCE)
+        self.reward_rows = -(-horizon * count // times)
+        self.to_reward = [taking(first, one), *(taking(matrix) for matrix in others)]
+        self.reward_hidden = [hidden_layer(self.reward_rows, matrix) for matrix in self.to_reward]
+        self.reward_output = F.pad(taking(output), (0, -output.shape[1] % (block // 2 or 1)))
+        all_matrices = [self.to_input, self.to_prior, *self.to_reward]
+        all_matrices += [matrix for matrix, _ in (*self.to_cell, *self.to_gaussian)]
+        self.bits = self.short and self.activation is F.relu_ and _all_finite(all_matrices)
 
     def __call__(
         self,
@@ -193,9 +261,9 @@ class RSSMRollout:
         activate = _relu_of_bits if finite else self.activation
         deter = self.deter
         self._rows(deter).copy_(state.deter[:, None].expand(self._rows(deter).shape))
-        self.h[0] = deter
+        self.h[0].copy_(deter)
         self._rows(self.s[0]).copy_(state.stoch[:, None].expand(self._rows(self.s[0]).shape))
-        self._rows(self.a[: self.horizon], 1).copy_(actions.permute(2, 0, 1, 3))  # [H, N, R, A]
+        self._rows(self.a, 1).copy_(actions.permute(2, 0, 1, 3))  # [H, N, R, A]
         noises = noise.transpose(0, 1).flatten(1, 2).unbind()  # H times [N * R, S]
         for t, (s1a, x, inputs, h1) in enumerate(self.slices):
             activate(torch.mm(s1a, self.to_input, out=x))
@@ -205,12 +273,13 @@ class RSSMRollout:
                 self._next_deter(self.h[t], out=self.h[t + 1])
             else:
                 self._update_deter()
-                self.h[t + 1] = deter
-            activate(torch.mm(h1, self.to_prior, out=self.prior_input[:, : -self.align]))
+                self.h[t + 1].copy_(deter)
+            torch.mm(h1, self.to_prior, out=self.prior_input[:, : self.to_prior.shape[1]])
+            activate(self.prior_input)
             if self.few_kernels:
                 self._sample(noises[t], out=self.s[t + 1])
             else:
-                self.s[t + 1] = self._sample(noises[t])
+                self.s[t + 1].copy_(self._sample(noises[t]))
         rewards = torch.cat([self._reward(features, activate) for features in self.features.split(self.reward_rows)])
         return rewards.view(self.horizon, self.envs, -1).sum(dim=0)
 
@@ -232,7 +301,7 @@ class RSSMRollout:
     def _update_deter(self) -> None:
         """Take h one step on, in place, given the cell's products."""
         for h, products, memory in self.blocks:
-            if self.short:
+            if self.short:  # one by one: each thread finds its rows in its cache again
                 products = [part.copy_(product) for part, product in zip(memory, products, strict=True)]
             reset, update, new, new_from_deter = products
             new.addcmul_(reset.sigmoid_(), new_from_deter).tanh_()
@@ -259,6 +328,6 @@ class RSSMRollout:
         y = features
         for matrix, memory in zip(self.to_reward, self.reward_hidden, strict=True):
             hidden = memory[: len(y)]
-            activate(torch.mm(y, matrix, out=hidden[:, : -self.align]))
-            y = hidden
+            torch.mm(y, matrix, out=hidden[:, : matrix.shape[1]])
+            y = activate(hidden)
         return torch.mm(y, self.reward_output)[:, 0].float()

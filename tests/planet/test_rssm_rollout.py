@@ -14,7 +14,7 @@ from planet.config import ModelConfig, ObjectiveConfig
 from planet.networks import compute_dtype
 from planet.presets import resolve
 from planet.rssm import RSSM
-from planet.rssm_rollout import ALIGNED, RSSMRollout
+from planet.rssm_rollout import ALIGNED, BLOCK, RSSMRollout
 from planet.transition import State
 from planet.world_model import WorldModel
 
@@ -141,6 +141,20 @@ def test_every_operand_of_a_product_is_aligned(monkeypatch: pytest.MonkeyPatch) 
         assert operand.stride(0) % ALIGNED == 0 and operand.storage_offset() % ALIGNED == 0
 
 
+def test_what_a_short_product_multiplies_is_whole_lines_of_the_cache(
+    short_model: WorldModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollout, seen, mm = rollout_of(short_model, torch.bfloat16), [], torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, **out: seen.append(a) or mm(a, b, **out))
+
+    roll(rollout, state_of(short_model)[0], *inputs(short_model))
+
+    assert len(seen) > 4 * HORIZON
+    for operand in seen:
+        assert operand.stride(1) == 1 and operand.shape[1] % BLOCK == 0 and operand.data_ptr() % 64 == 0
+        assert operand.stride(0) % BLOCK == 0 and operand.storage_offset() % BLOCK == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_taken_a_few_at_a_time_give_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rssm_rollout, "SHORT_FROM", 1)
@@ -149,11 +163,13 @@ def test_rows_taken_a_few_at_a_time_give_the_same(dtype: torch.dtype, monkeypatc
     actions, noise = inputs(model)
     at_once = rollout_of(model, dtype)
     monkeypatch.setattr(rssm_rollout, "rows_in_cache", lambda deter: 7)
+    monkeypatch.setattr(rssm_rollout, "REWARD_AT_ONCE", 110 * model.reward.output.in_features)
 
     few = rollout_of(model, dtype)
 
     # neither 120 rows nor 720 rewards are a multiple
-    assert (at_once.some_rows, few.some_rows) == (ENVS * ROWS, 7)
+    assert [len(at_once.blocks), at_once.reward_rows] == [1, 720]
+    assert [len(few.blocks), few.reward_rows] == [18, 103]
     torch.testing.assert_close(roll(few, state, actions, noise), roll(at_once, state, actions, noise))
 
 
