@@ -133,8 +133,9 @@ class Local:
         show_cost(items, self.hardware, len(slots))
         threads = slots[0].environment["OMP_NUM_THREADS"]
         print(f"on this machine, {len(slots)} at a time ({why}), {threads} thread{'s' * (threads != '1')} each")
-        if not self.gpus and any(item.run.preset == "paper" for item in items):
-            print("no GPU here, and paper size is made for one: --preset quick learns in two hours. Starting")
+        learning = [item for item in items if item.run.config.planner.dynamics == "latent"]
+        if not self.gpus and any(item.run.preset == "paper" for item in learning):
+            print("no GPU here, and paper size is made for one: --preset quick learns in two hours")
 
     def start(self, items: Sequence[Item], preset_folder: Path, suite: str) -> int:
         from benchmarks.executors import local

@@ -279,6 +279,8 @@ def test_paper_size_without_a_gpu_names_its_cost_and_the_quick_preset(tmp_path, 
     out = capsys.readouterr().out
 
     assert "days a run on one processor core" in out and "--preset quick" in out
+    main(tmp_path, "--suite", "fig12", "--executor", "local", "--dry-run")  # nothing is learned, no GPU would help
+    assert "GPU" not in capsys.readouterr().out
 
 
 def test_a_machine_that_cannot_draw_is_told_before_any_run_starts(tmp_path):
