@@ -178,7 +178,10 @@ class Run:
 
     @property
     def episodes_total(self) -> int:
+        """Return the episodes of the whole run: collected ones, or where nothing is learned those that are scored."""
         schedule = self.config["schedule"]
+        if self.dynamics == "simulator":
+            return self.eval_episodes
         return schedule["seed_episodes"] + schedule["train_episodes"]
 
     @property

@@ -90,6 +90,16 @@ def test_a_run_without_any_row_does_not_break_the_table(tmp_path: Path) -> None:
     assert diagnostics_section(results) is None
 
 
+def test_a_run_in_the_true_simulator_has_as_many_episodes_as_are_scored(tmp_path: Path) -> None:
+    make_run(tmp_path, variant="true_simulator", task="cup_catch", changes={"schedule.eval_episodes": 10})
+    results = load([tmp_path])
+
+    table = run_table(results.runs, results.now)
+
+    assert table.data["episodes_total"].item() == len(results.runs[0].evals()) == 10
+    assert table.shown["state"].item() == "done 10/10"
+
+
 def test_origins_are_counted_and_mixed_commits_are_said(tmp_path: Path) -> None:
     make_run(tmp_path, seed=0, until=20, state="running")
     make_run(tmp_path, seed=1, until=20, state="running", git={"commit": "beef000", "dirty": False})
