@@ -119,13 +119,16 @@ def gaps() -> list[str]:
     path = HERE / "planner_gap.csv"
     if not path.exists():
         return ["not run yet"]
-    returns: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    returns: dict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
     columns = ("task", "horizon", "iterations", "candidates", "control_steps", "variant")
     with path.open() as file:
         for row in csv.DictReader(file):
-            returns[tuple(row[column] for column in columns)].append(float(row["return"]))
-    lines = ["| task | H | I | J | control steps | planner | return, by seed |", "|---|---|---|---|---|---|---|"]
-    return lines + [f"| {' | '.join(key)} | {', '.join(f'{r:.0f}' for r in found)} |" for key, found in returns.items()]
+            returns[tuple(row[column] for column in columns)][row["seed"]] = float(row["return"])
+    lines = ["| task | H | I | J | control steps | planner | returns (seeds) |", "|---|---|---|---|---|---|---|"]
+    for key, found in returns.items():
+        seeds = "" if list(found) == ["0"] else f" ({', '.join(found)})"
+        lines.append(f"| {' | '.join(key)} | {', '.join(f'{r:.0f}' for r in found.values())}{seeds} |")
+    return lines
 
 
 def main() -> None:
