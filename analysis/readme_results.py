@@ -180,6 +180,7 @@ def part_text(part: Results, figures: Sequence[Figure], chance: pd.DataFrame) ->
     if rows := simulator_rows(part):
         texts.append("The planner alone, with the true simulator in place of a learned model (the paper's Table 1):")
         texts.append(markdown(rows))
+        texts.append("Where it differs, and why: [results/true_simulator/](results/true_simulator/README.md).")
     texts.append(missing(part))
     return texts
 
