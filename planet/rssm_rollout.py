@@ -244,7 +244,8 @@ class RSSMRollout:
         self.reward_rows = -(-horizon * count // times)
         self.to_reward = [taking(first, one), *(taking(matrix) for matrix in others)]
         self.reward_hidden = [hidden_layer(self.reward_rows, matrix) for matrix in self.to_reward]
-        self.reward_output = F.pad(taking(output), (0, -output.shape[1] % (block // 2 or 1)))
+        # A short product with one column takes half as long again as with 16.
+        self.reward_output = F.pad(taking(output), (0, -output.shape[1] % 16 if self.short else 0))
         all_matrices = [self.to_input, self.to_prior, *self.to_reward]
         all_matrices += [matrix for matrix, _ in (*self.to_cell, *self.to_gaussian)]
         self.bits = self.short and self.activation is F.relu_ and _all_finite(all_matrices)
