@@ -21,7 +21,7 @@ smoke: setup
 	$(BIN)/python benchmarks/launch.py --suite dmc6 --seeds 5 --preset smoke
 	$(BIN)/python analysis/report.py runs/smoke --out report/smoke
 
-# Cartpole swingup from pixels in about two hours of one core, then the report.
+# Cartpole swingup from pixels in about two hours of one core (four without bfloat16), then the report.
 quick: setup
 	$(BIN)/python benchmarks/launch.py --tasks cartpole_swingup --seeds 1 --preset quick
 	$(BIN)/python analysis/report.py runs/quick --out report/quick

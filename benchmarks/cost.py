@@ -8,9 +8,10 @@ matrices are multiplied faster than small ones, so a rate that fits the quick pr
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
-from planet import tasks
+from planet import processor, tasks
 from planet.config import Config
 
 
@@ -27,7 +28,7 @@ class Hardware:
     update_rate: float
     """Of updates in float32."""
     short_update_rate: float
-    """Of updates in bfloat16, which `runtime.precision=auto` is taken for."""
+    """Of updates in bfloat16 where the hardware has it, which is what `runtime.precision=auto` means."""
     plan_rate: float
     picture_seconds: float
     """One decision in the environment: physics and a picture."""
@@ -43,14 +44,28 @@ CPU_CORE = Hardware(
     plan_rate=45e9,
     picture_seconds=0.02,
 )
-"""One core of a server processor, one thread, pictures drawn in software. Such that a run of the quick preset on
-cartpole swingup (48,000 updates, bfloat16) costs 1.8 hours: the three in results/ took 1.75, 1.96 and 2.04 of processor
-time (Intel Xeon with AMX). Updates in float32 were measured on another processor (AMD EPYC)."""
+"""One core of a server processor with AVX-512 BF16 or AMX, one thread, pictures drawn in software. Such that a run of
+the quick preset on cartpole swingup (48,000 updates, bfloat16) costs 1.8 hours: the three in results/ took 1.75, 1.96
+and 2.04 of processor time (Intel Xeon with AMX). Updates in float32 were measured on another processor (AMD EPYC)."""
+OLDER_CPU_CORE = dataclasses.replace(
+    CPU_CORE,
+    name="processor core (no bfloat16 in hardware)",
+    update_rate=21e9,
+    short_update_rate=21e9,
+    plan_rate=17e9,
+)
+"""One core without these, where `runtime.precision=auto` is float32. Measured with the quick preset on an AMD EPYC with
+AVX2, both cores busy: an update took 0.21 s, a decision 0.049 s."""
 GPU = Hardware(
     name="GPU", unit="GPU", update_step_seconds=0.0006, plan_step_seconds=0.0001, update_rate=20e12,
     short_update_rate=20e12, plan_rate=20e12, picture_seconds=0.003,
 )  # fmt: skip
 """Assumed for a data-centre GPU of 2024, not measured."""
+
+
+def core() -> Hardware:
+    """Return what a core of this machine is."""
+    return CPU_CORE if processor.has_bfloat16() else OLDER_CPU_CORE
 
 
 START_SECONDS = 10.0

@@ -20,6 +20,7 @@ from benchmarks.executors import machine, queue
 from benchmarks.executors.pool import Ended, last_line
 from benchmarks.executors.profile import Profile, minutes
 from benchmarks.plan import Item
+from planet import presets
 from planet.run_dir import RunDir
 from planet.stop_signal import EXIT_STOPPED
 
@@ -98,7 +99,7 @@ class Inline:
     submits = False
 
     def __init__(self) -> None:
-        self.hardware = cost.GPU if machine.visible_gpus() else cost.CPU_CORE
+        self.hardware = cost.GPU if machine.visible_gpus() else cost.core()
 
     def describe(self, items: Sequence[Item], *, dry_run: bool) -> None:
         show_cost(items, self.hardware, 1)
@@ -118,7 +119,7 @@ class Local:
         self.gpus = machine.visible_gpus()
         if options.runs_per_gpu is not None and not self.gpus:
             raise ValueError("--runs-per-gpu: no GPU is visible here; --max-parallel says how many runs at a time")
-        self.hardware = cost.GPU if self.gpus else cost.CPU_CORE
+        self.hardware = cost.GPU if self.gpus else cost.core()
 
     def _slots(self, items: Sequence[Item]) -> tuple[list[machine.Slot], str]:
         return machine.slots(
@@ -135,7 +136,8 @@ class Local:
         print(f"on this machine, {len(slots)} at a time ({why}), {threads} thread{'s' * (threads != '1')} each")
         learning = [item for item in items if item.run.config.planner.dynamics == "latent"]
         if not self.gpus and any(item.run.preset == "paper" for item in learning):
-            print("no GPU here, and paper size is made for one: --preset quick learns in two hours")
+            quick = cost.text(cost.estimate(presets.resolve("cartpole_swingup", preset="quick"), self.hardware).hours)
+            print(f"no GPU here, and paper size is made for one: --preset quick learns cartpole swingup in {quick}")
 
     def start(self, items: Sequence[Item], preset_folder: Path, suite: str) -> int:
         from benchmarks.executors import local

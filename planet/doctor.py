@@ -100,7 +100,8 @@ def torch() -> list[Check]:
         text = f"there is an NVIDIA device, but torch {library.__version__} cannot use it ({cuda_problem(library)})"
         checks.append(Check("gpu", "note", text))
     else:
-        text = f"none; the paper's sizes take days on a CPU ({bfloat16} bfloat16), --preset quick about two hours"
+        quick = "two" if hardware.has_bfloat16(device) else "four"
+        text = f"none; the paper's sizes take days on a CPU ({bfloat16} bfloat16), --preset quick about {quick} hours"
         checks.append(Check("gpu", "note", text))
     return checks
 

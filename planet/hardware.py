@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from planet import processor
 from planet.gl import NO_GPU
 
 
@@ -44,22 +45,12 @@ def named_gpus() -> str:
     return "" if visible.split(",")[0].strip() in NO_GPU else visible
 
 
-def cpu_flags() -> frozenset[str]:
-    """Return the processor's feature flags (empty where the kernel does not list them)."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return frozenset()
-    lines = [line for line in text.splitlines() if line.startswith("flags")]
-    return frozenset(lines[0].split(":", 1)[1].split()) if lines else frozenset()
-
-
 def has_bfloat16(device: torch.device) -> bool:
     """Return whether bfloat16 matrix products run in hardware (on others they are slower than float32)."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+    return processor.has_bfloat16()
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

@@ -14,9 +14,10 @@ from planet.config import Config, override
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    # Learns cartpole swingup in about two hours of one processor core. Many small batches see more per second than few
-    # large ones. Adam moves a layer's output by about width x learning rate, so half the width takes twice the paper's
-    # rate (LOG.md: at 1e-3 a quarter as wide, cartpole's pole was missing from the pictures for 45 episodes).
+    # Learns cartpole swingup in about two hours of one processor core (four where it has no bfloat16). Many small
+    # batches see more per second than few large ones. Adam moves a layer's output by about width x learning rate, so
+    # half the width takes twice the paper's rate (LOG.md: at 1e-3 a quarter as wide, cartpole's pole was missing from
+    # the pictures for 45 episodes).
     "quick": {
         "model.conv_depth": 16,
         "model.deter": 100,

@@ -519,6 +519,11 @@ def _train(
             display.line(
                 f"{config.task}, seed {config.seed}, {device}, {precision}, {threads} threads, pictures by {backend}"
             )
+            if precision == "bfloat16" and not hardware.has_bfloat16(device):
+                display.line(
+                    "warning: this run computes in bfloat16, which is only emulated here and many times slower than "
+                    "float32; continue it where it began, or start it anew with runtime.precision=auto"
+                )
             trainer.write_status("running")
             try:
                 trainer.run()

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from planet import processor
+
 Timer = Callable[[], float]
 TIMER: Timer = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
@@ -66,9 +68,10 @@ def in_turns(
 
 def record_limit(benchmark: Any, operations: float) -> None:
     """Note how the benchmark's time compares with `operations` (additions and multiplications) done as one large matrix
-    product: `of_float32_limit` 0.5 is half the rate that this machine reaches there."""
+    product: `of_float32_limit` 0.5 is half the rate that this machine reaches there. (No bfloat16 where it is emulated:
+    one product would take minutes.)"""
     rate = operations / benchmark.stats.stats.median
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, *[torch.bfloat16] * processor.has_bfloat16()):
         limit, name = matrix_rate(dtype), str(dtype).removeprefix("torch.")
         benchmark.extra_info[f"{name}_limit_gflops"] = round(limit / 1e9)
         benchmark.extra_info[f"of_{name}_limit"] = round(rate / limit, 3)

@@ -2,7 +2,8 @@
 
     make bench    or    OMP_NUM_THREADS=1 pytest benchmarks/speed/test_model.py --benchmark-only -o addopts=
 
-The limits at paper size hold where the processor multiplies bfloat16 in hardware (AVX-512 BF16 or AMX).
+The limits at paper size hold where the processor multiplies bfloat16 in hardware (AVX-512 BF16 or AMX). Elsewhere only
+float32 is measured.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.speed import plain
 from benchmarks.speed.beside import TIMER, count_operations, in_turns, record_limit
-from planet import cem, hardware
+from planet import cem, hardware, processor
 from planet.config import Config
 from planet.counting_env import CountingEnv
 from planet.learner import Learner
@@ -51,6 +52,14 @@ def paper_size_only_to_measure(request: pytest.FixtureRequest) -> None:
         pytest.skip("the same code as at quick size, and nothing is measured")
 
 
+@pytest.fixture(autouse=True)
+def bfloat16_only_where_it_is_no_emulation(request: pytest.FixtureRequest) -> None:
+    callspec = getattr(request.node, "callspec", None)
+    short = callspec is not None and callspec.params.get("precision") == "bfloat16"
+    if short and not request.config.getoption("benchmark_disable") and not processor.has_bfloat16():
+        pytest.skip("bfloat16 is emulated here: an update of the paper's size would take an hour")
+
+
 def config_of(preset: str) -> Config:
     return resolve("cheetah_run", preset=preset)
 
@@ -73,9 +82,9 @@ def batch_of(config: Config) -> Batch:
     )
 
 
-def check(ratio: float | None, limit: float, precision: str) -> None:
-    """Assert a limit, where it holds: not where benchmarks only run, not for bfloat16 that is computed in software."""
-    if ratio is not None and (precision == "float32" or hardware.has_bfloat16(CPU)):
+def check(ratio: float | None, limit: float) -> None:
+    """Assert a limit, but not where benchmarks only run."""
+    if ratio is not None:
         assert ratio <= limit, f"{ratio:.2f} of the plain time, at most {limit}"
 
 
@@ -103,7 +112,7 @@ def test_update(benchmark: Any, preset: str, rounds: int, precision: str) -> Non
             lambda: plain.update(plain_model, optimizer, obs[one], action[one], reward[one])
         )
         record_limit(benchmark, operations)
-    check(ratio, UPDATE_AT_MOST.get((preset, precision), NEVER_SLOWER), precision)
+    check(ratio, UPDATE_AT_MOST.get((preset, precision), NEVER_SLOWER))
 
 
 def belief_of(model: WorldModel, envs: int) -> tuple[State, plain.Latent]:
@@ -138,7 +147,7 @@ def test_plan(benchmark: Any, preset: str, envs: int, precision: str) -> None:
             one: dict[str, Any] = plain_sizes | {"iterations": 1}
             operations = planner.iterations * count_operations(lambda: plain.plan(model, latent, **one))
             record_limit(benchmark, operations)
-    check(ratio, PLAN_AT_MOST.get((preset, precision), NEVER_SLOWER), precision)
+    check(ratio, PLAN_AT_MOST.get((preset, precision), NEVER_SLOWER))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

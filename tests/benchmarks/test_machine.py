@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import cost
 from benchmarks.executors import machine
+from planet import processor
 from planet.presets import resolve
 from planet.run_dir import RunDir
 from planet.world_model import WorldModel
@@ -134,6 +135,19 @@ def test_bfloat16_makes_updates_cheaper():
     }
 
     assert hours["bfloat16"] == hours["auto"] < cost.estimate(resolve("cartpole_swingup"), cost.CPU_CORE).hours
+
+
+def test_a_core_without_bfloat16_takes_longer_and_auto_means_float32_there(monkeypatch):
+    def hours(precision):
+        quick = resolve("cartpole_swingup", preset="quick", changes={"runtime.precision": precision})
+        return cost.estimate(quick, cost.core()).hours
+
+    monkeypatch.setattr(processor, "flags", lambda: frozenset({"avx512_bf16"}))
+    assert cost.core() is cost.CPU_CORE
+    new = hours("auto")
+    monkeypatch.setattr(processor, "flags", lambda: frozenset({"avx2"}))
+    assert cost.core() is cost.OLDER_CPU_CORE
+    assert hours("auto") == hours("float32") > 1.5 * new
 
 
 def test_multiplications_of_one_update_by_hand():

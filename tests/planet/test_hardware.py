@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from planet import doctor, hardware
+from planet import doctor, hardware, processor
 
 
 @pytest.mark.parametrize("visible", [None, "", "-1", "NoDevFiles", "-1,0"])
@@ -35,6 +35,27 @@ def test_auto_is_the_first_visible_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
     assert hardware.resolve_device("auto") == torch.device("cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "hours"),
+    [
+        ("avx2 avx512f avx512_bf16", "bfloat16", "two"),
+        ("avx512f amx_bf16", "bfloat16", "two"),
+        ("avx2", "float32", "four"),
+    ],
+)
+def test_auto_is_bfloat16_only_where_the_processor_multiplies_it(
+    flags: str, precision: str, hours: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor, "flags", lambda: frozenset(flags.split()))
+    monkeypatch.setattr(doctor, "has_nvidia_device", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    assert hardware.resolve_precision("auto", torch.device("cpu")) == precision
+    assert hardware.resolve_precision("bfloat16", torch.device("cpu")) == "bfloat16"  # who asks for it gets it
+    assert any(check.text.endswith(f"--preset quick about {hours} hours") for check in doctor.torch())
 
 
 def test_bfloat16_that_a_gpu_only_emulates_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from planet import cem, checkpoint
+from planet import cem, checkpoint, processor
 from planet import train as planet_train
 from planet.config import Config
 from planet.counting_env import CountingEnv
@@ -189,6 +189,18 @@ def test_a_plan_that_is_not_finite_stops_the_run_with_the_update_and_the_directo
     error = (run.status() or {})["error"]
     assert {"score": "score gave NaN", "plan": "the planner returned the action"}[where] in error
     assert f"after update 4 of {run.path}" in error and "the last good checkpoint is kept" in error
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_a_run_begun_in_bfloat16_warns_where_that_is_emulated(tmp_path, monkeypatch, has_bfloat16):
+    """As a run that is continued on an older processor would be: precision stays what it was."""
+    run = create(tmp_path / "seed_0", tiny(**{"schedule.updates": 1, "schedule.train_episodes": 1}))
+    run.record_start(precision="bfloat16", threads=1)
+    monkeypatch.setattr(processor, "has_bfloat16", lambda: has_bfloat16)
+
+    assert train(run.path, make_env=lambda task, config: CountingEnv(action_size=1, agent_steps=10)) == 0
+    warned = "bfloat16, which is only emulated here" in run.log.read_text()
+    assert warned is not has_bfloat16
 
 
 @pytest.mark.parametrize("then", ["go on", "fail"])
