@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from planet import agent as agent_module
 from planet import world_model as world_model_module
@@ -24,7 +26,7 @@ from planet.device_replay import DeviceBatch
 from planet.learner import Learner
 from planet.replay import Batch
 from planet.rssm_rollout import RSSMRollout
-from planet.world_model import WorldModel
+from planet.world_model import Noise, WorldModel
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"conv_depth": 4, "stoch": 5, "deter": 12, "hidden": 10, "reward_units": 9}
@@ -99,6 +101,47 @@ def test_a_decision_never_looks_at_a_number(transition: str, precision: str) -> 
         found = agent.decide(*(torch.empty(x.shape, dtype=x.dtype) for x in inputs))
 
         assert found["plan"].shape == (2, 4, 2) and found["undefined"].shape == (3, 2)
+
+
+class HostTensors(TorchDispatchMode):
+    """Notes every operation that takes or makes a tensor in the host's memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations, self.found = 0, []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.operations += 1
+        if any(isinstance(x, Tensor) and x.device == CPU for x in tree_flatten((args, kwargs, result))[0]):
+            self.found.append(str(func))
+        return result
+
+
+# `meta`, a device without values, stands for a GPU. It knows no autocast.
+@pytest.mark.parametrize("transition", TRANSITIONS)
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_nothing_comes_from_the_host_meanwhile(transition: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph would repeat the copy of a number from there, or refuse it."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+    off = torch.autocast("cpu", enabled=False)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: off)
+    agent = agent_of(world_model(transition))
+    inputs = agent.decision_inputs(agent.start([torch.Generator().manual_seed(0)]), torch.from_numpy(frames(1)))
+    there, model = [x.to("meta") for x in inputs], agent.world_model.to("meta")
+    pictures = torch.zeros(3, 4, 3, 64, 64, dtype=torch.uint8, device="meta")
+    action, reward, noise = (torch.zeros(3, *shape, device="meta") for shape in [(4, 2), (4,), (4, 5)])
+    overshooting = torch.zeros(3, 9, 5, device="meta")
+
+    with HostTensors() as host:
+        agent.decide(*there)
+        loss, _ = model.loss_given_noise(pictures, action, reward, Noise(pictures, noise, overshooting))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        assert host.operations > 1000 and not host.found
+
+        torch.tensor(1.0)
+        assert host.found  # else this test could not fail
 
 
 def decision_inputs(agent: Agent, seed: int) -> tuple[Tensor, ...]:
