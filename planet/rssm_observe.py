@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from planet import fused
 from planet.transition import float32
 
 
@@ -110,14 +111,22 @@ class _Observe(torch.autograd.Function):
                 x, p, gates, gates[..., :d], gates[..., d:], n, hn, output, output[..., :s], output[..., s:], std,
             )), strict=True,
         )  # fmt: skip
+        few_kernels = from_action.dtype is torch.float32 and fused.usable(from_action.device)
         for act, emb, eps, h, s0, h1, s1, x_, p_, rz, r, z, n_, hn_, out, mean, raw, dev in each:
             activate(torch.addmm(act, s0, stoch_x, out=x_))
-            torch.addmm(b_gates, x_, x_gates, out=rz).addmm_(h, h_gates).sigmoid_()
+            torch.addmm(b_gates, x_, x_gates, out=rz).addmm_(h, h_gates)
             torch.addmm(c_new, h, h_new, out=hn_)
-            torch.addmm(b_new, x_, x_new, out=n_).addcmul_(r, hn_).tanh_()
-            torch.lerp(n_, h, z, out=h1)
+            torch.addmm(b_new, x_, x_new, out=n_)
+            if few_kernels:
+                fused.cell(r, z, n_, hn_, h, out=h1, save=True)
+            else:
+                rz.sigmoid_()
+                torch.lerp(n_.addcmul_(r, hn_).tanh_(), h, z, out=h1)
             activate(torch.addmm(emb, h1, deter_p, out=p_))
             torch.addmm(b_out, p_, p_output, out=out)
+            if few_kernels and not options.fixed_std and not options.mean_only:
+                fused.sample(mean, raw, eps, out=s1, min_std=options.min_std, std=dev)
+                continue
             if options.fixed_std:
                 dev.fill_(options.fixed_std)
             else:

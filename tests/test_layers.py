@@ -26,6 +26,8 @@ MODEL = {
     "rssm",
     "rssm_observe",
     "rssm_rollout",
+    "fused",
+    "triton_kernels",
     "ssm",
     "drnn",
     "transition",
