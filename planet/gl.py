@@ -7,8 +7,11 @@ and give the same pixels; a GPU's differ a little.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
+import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -49,6 +52,17 @@ def check_backend() -> str:
     return _decide()["MUJOCO_GL"]
 
 
+def load_triton_first() -> None:
+    """Load Triton's library, where there is one, before any OpenGL driver: each brings an LLVM, and a process in which
+    the driver's is the first ends with a segmentation fault once torch (Adam is enough) loads Triton's.
+
+    PyTorch for CUDA brings Triton along; torch 2.13 with Triton 3.7 and Mesa's llvmpipe (LLVM 15) was seen to crash.
+    """
+    if sys.platform == "linux" and importlib.util.find_spec("triton") is not None:
+        with contextlib.suppress(ImportError, OSError):  # a broken Triton is torch's to report
+            importlib.import_module("triton._C.libtriton")
+
+
 def _decide() -> dict[str, str]:
     """The environment variables to set."""
     rendering = sys.modules.get("dm_control._render")
@@ -62,6 +76,7 @@ def _decide() -> dict[str, str]:
                 "planet.gl.choose_backend() before the first import of dm_control, or set MUJOCO_GL=egl"
             )
         return {"MUJOCO_GL": rendering.BACKEND}
+    load_triton_first()
     asked = os.environ.get("MUJOCO_GL", "").lower()
     if asked and asked not in BACKENDS:
         raise ValueError(f"MUJOCO_GL must be one of {', '.join(BACKENDS)} (or unset), got {asked!r}")

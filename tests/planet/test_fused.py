@@ -3,6 +3,7 @@
 Each in a process of its own: Triton decides when it is imported whether it interprets.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 
 from planet import fused
 
-pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 
 def run(code: str, **environment: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import subprocess
 import sys
@@ -227,3 +228,29 @@ def test_dm_control_follows_the_choice_on_this_machine(asked: str, tmp_path: Pat
     chosen, dm_control, device = done.stdout.rstrip("\n").split(" ")
     assert chosen == dm_control == (asked or chosen)
     assert device.isdecimal() == (chosen == "egl")
+
+
+TRITON_AFTER_A_PICTURE = """
+from planet.config import EnvConfig
+from planet.envs import make_env
+from planet.tasks import TASKS
+env = make_env(TASKS["cartpole_swingup"], EnvConfig())
+before = env.reset(0)
+import torch
+torch.optim.Adam([torch.nn.Parameter(torch.zeros(3))])  # loads Triton
+assert "triton" in sys.modules and (env.reset(0) == before).all()
+"""
+
+
+@pytest.mark.parametrize("backend", ["egl", "osmesa"])
+def test_triton_and_the_driver_of_pictures_live_in_one_process(backend: str) -> None:
+    """Each brings an LLVM; in the wrong order the process ends with a segmentation fault."""
+    if importlib.util.find_spec("triton") is None:  # asked without loading it into this process
+        pytest.skip("Triton is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys\n" + TRITON_AFTER_A_PICTURE],
+        env={**os.environ, "MUJOCO_GL": backend}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if "MissingGL" in done.stderr:
+        pytest.skip(f"{backend} is not installed")
+    assert done.returncode == 0, done.stderr
