@@ -366,7 +366,7 @@ def missing(part: Results) -> str:
         said.append("PlaNet itself at the paper's sizes, on any task")
     paragraphs = [f"**Missing with the `{preset}` preset:** {'; '.join(said) or 'nothing'}."]
     notes = [note for run in part.runs if (note := _note(run))]
-    told = ("unusable", "duplicate", "split", "torn", "short")
+    told = ("unusable", "duplicate", "split", "mixed", "torn", "short")
     notes += [f"{p.where}: {p.text}" for p in part.problems if p.kind in told]
     paragraphs += [f"- {note}" for note in dict.fromkeys(notes)]
     return "\n".join([paragraphs[0], "", *paragraphs[1:]]).rstrip()

@@ -45,8 +45,9 @@ Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """`map`, or one that spreads the work over processes."""
 
 Kind = Literal[
-    "unusable", "duplicate", "missing", "failed", "stale", "short", "split", "code", "torn", "stopped", "running"
-]
+    "unusable", "duplicate", "missing", "failed", "stale", "short", "split", "mixed", "code", "torn", "stopped",
+    "running",
+]  # fmt: skip
 
 PROBLEMS: dict[Kind, str] = {
     "unusable": "left out: files that cannot be used",
@@ -56,6 +57,7 @@ PROBLEMS: dict[Kind, str] = {
     "stale": "stale: says it runs, silent for more than ten minutes",
     "short": "short: says it is done, with rows missing",
     "split": "not pooled: settings differ within one variant",
+    "mixed": "pooled over tasks, whose precision differs",
     "code": "code: uncommitted changes, or something changed between two starts",
     "torn": "broken lines, skipped",
     "stopped": "stopped, will go on when launched again",
@@ -537,16 +539,23 @@ def _is_finite(value: object) -> bool:
 
 
 def _name_series(results: Results) -> None:
-    """Give every run its series: runs of one variant with other settings, precision, picture or code are kept apart."""
+    """Give every run its series: runs of one variant with other settings, precision, picture or code are kept apart.
+
+    Precision divides within a task only, where it would divide a curve; that tasks differ in it is said.
+    """
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in results.runs:
         groups.setdefault((run.preset, run.variant), []).append(run)
     for (preset, variant), runs in groups.items():
         keys = sorted(_differing(runs))
+        precisions: dict[str, set[str]] = {}
+        for run in runs:
+            precisions.setdefault(run.task, set()).add(run.precision)
+        divided = any(len(found) > 1 for found in precisions.values())
         for run in runs:
             settings = run.settings()
             parts = [f"{key}={settings.get(key, 'absent')}" for key in keys]
-            parts += [run.precision] if len({r.precision for r in runs}) > 1 else []
+            parts += [run.precision] if divided else []
             parts += [f"{run.picture} pictures"] if len({r.picture for r in runs}) > 1 else []
             parts += [run.code or "clean commits"] if len({r.code for r in runs}) > 1 else []
             run.series = " · ".join([variant, *parts])
@@ -555,6 +564,13 @@ def _name_series(results: Results) -> None:
             said = "; ".join(f"{name}: {n} run{'s' * (n > 1)}" for name, n in counts.items())
             text = f"runs of {variant} were not made alike, so they are drawn apart: {said}"
             results.problems.append(Problem("split", variant, text, preset))
+        if not divided and len(set.union(*precisions.values())) > 1:
+            tasks_of: dict[str, list[str]] = {}
+            for task, (precision,) in precisions.items():
+                tasks_of.setdefault(precision, []).append(task)
+            said = "; ".join(f"{precision}: {', '.join(names)}" for precision, names in tasks_of.items())
+            text = f"runs of {variant} computed in one precision on some tasks and in another on others: {said}"
+            results.problems.append(Problem("mixed", variant, text, preset))
 
 
 def _differing(runs: Sequence[Run]) -> set[str]:

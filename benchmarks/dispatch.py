@@ -18,7 +18,7 @@ from typing import Protocol
 from benchmarks import cost
 from benchmarks.executors import machine, queue
 from benchmarks.executors.pool import Ended, last_line
-from benchmarks.executors.profile import Profile, minutes
+from benchmarks.executors.profile import Profile, minutes, num_gpus
 from benchmarks.plan import Item
 from planet import presets
 from planet.run_dir import RunDir
@@ -159,7 +159,6 @@ class Local:
 
 class Slurm:
     submits = True
-    hardware = cost.GPU
 
     def __init__(self, options: Options, *, there: bool) -> None:
         changes = {
@@ -168,6 +167,7 @@ class Slurm:
             if value is not None
         }
         self.profile = dataclasses.replace(options.profile, **changes)
+        self.hardware = cost.GPU if num_gpus(self.profile) else cost.CPU_CORE
         self.there = there
 
     def describe(self, items: Sequence[Item], *, dry_run: bool) -> None:

@@ -48,9 +48,17 @@ def cells(
 ) -> tuple[Cell, ...]:
     """Return tasks x variants x changes; a variant that is one agent for a group of tasks has one cell for all.
 
+    A group among `tasks` stands for its members: one agent for all of them is a variant's to say (`multitask`).
+
     Raises:
-        KeyError, ValueError, FileNotFoundError: as `variants.load`.
+        KeyError, ValueError, FileNotFoundError: as `variants.load`; two files make a variant of one name.
     """
+    tasks = tuple(dict.fromkeys(name for task in tasks for name in GROUPS.get(task, (task,))))
+    paths: dict[str, str] = {}
+    for path in variant_names:
+        name = variants.load(path).name
+        if paths.setdefault(name, path) != path:
+            raise ValueError(f"{paths[name]} and {path} are both a variant named {name}: give one file another name")
     return tuple(
         Cell(task=task, variant=name, changes=change)
         for name in variant_names

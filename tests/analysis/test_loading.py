@@ -140,6 +140,24 @@ def test_settings_are_compared_over_tasks_too_but_for_each_tasks_own_action_repe
     }  # fmt: skip
 
 
+def test_another_precision_on_another_task_divides_no_curve_but_is_said(tmp_path: Path) -> None:
+    short_run(tmp_path, task="cartpole_swingup", resolved={"precision": "bfloat16"})
+    short_run(tmp_path, task="cheetah_run", resolved={"precision": "float32"})
+
+    results = load([tmp_path], now=NOW)
+
+    assert {run.series for run in results.runs} == {"base"} and not problems(results, "split")
+    (mixed,) = problems(results, "mixed")
+    assert "bfloat16: cartpole_swingup; float32: cheetah_run" in mixed.text
+
+    short_run(tmp_path, task="cheetah_run", seed=1, resolved={"precision": "bfloat16"})
+
+    results = load([tmp_path], now=NOW)
+
+    assert {run.series for run in results.runs} == {"base · bfloat16", "base · float32"}
+    assert problems(results, "split") and not problems(results, "mixed")
+
+
 def test_what_cannot_change_a_return_does_not_divide_a_curve(tmp_path: Path) -> None:
     short_run(tmp_path, seed=0)
     short_run(tmp_path, seed=1, changes={"schedule.open_loop_episodes": 1})

@@ -218,6 +218,16 @@ def test_a_dry_run_writes_nothing(tmp_path, recording, capsys):
     assert recording.started == [] and not (tmp_path / "runs").exists()
 
 
+def test_a_sweep_for_slurm_without_gpus_is_estimated_in_core_hours(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = ["--tasks", "cartpole_swingup", "--preset", "quick", "--executor", "slurm", "--dry-run"]
+
+    assert main(tmp_path, *words, "--cluster-set", "gpus=0") == 0
+
+    out = capsys.readouterr().out
+    assert "core hours" in out and "GPU time" not in out
+
+
 def test_a_dry_run_for_slurm_prints_the_script_where_there_is_none(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     words = ["--suite", "dmc6", "--executor", "slurm", "--max-parallel", "3", "--runs-per-gpu", "2", "--dry-run"]

@@ -46,6 +46,23 @@ def test_the_multitask_agent_is_one_run_for_all_tasks_under_its_own_name(tmp_pat
     assert [run.path for run in plan.runs] == [tmp_path / "paper/multitask/dmc6/seed_0"] and not plan.same
 
 
+def test_a_group_of_tasks_stands_for_its_members_but_where_a_variant_is_one_agent_for_all() -> None:
+    single = suites.cells(("cup_catch", "dmc6"), ("base",))
+    assert [cell.task for cell in single] == ["cup_catch", *(name for name in suites.DMC6 if name != "cup_catch")]
+    assert [cell.task for cell in suites.cells(("dmc6",), ("multitask",))] == ["dmc6"]
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    files = [tmp_path / folder / "idea.toml" for folder in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text('title = "Idea"\nquestion = "Does it help?"\n[overrides]\nplanner.warm_start = true\n')
+
+    with pytest.raises(ValueError, match=r"a/idea.toml and .*b/idea.toml are both a variant named idea"):
+        suites.cells(("cup_catch",), [str(file) for file in files])
+    assert len(suites.cells(("cup_catch",), [str(files[0])] * 2)) == 2  # twice the same is no contradiction
+
+
 def test_suites_that_share_cells_share_run_directories(tmp_path: Path) -> None:
     """So `--suite fig4` after `--suite fig5` finds its PlaNet runs done."""
     paths = {
