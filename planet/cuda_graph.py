@@ -6,6 +6,7 @@ graph is recorded once and then replayed on the same memory with new contents.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import torch
@@ -68,10 +69,19 @@ class CudaGraph:
     def _record(self) -> None:
         torch.cuda.synchronize(self._inputs[0].device)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may copy memory meanwhile (the next batch).
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            self._outputs = self.function(*self._inputs)
-            self._packed = pack(self._outputs)
+        # A graph that nobody uses any more, freed during a recording, would spoil it. Such graphs wait for the
+        # collector, since each is part of a cycle (with the object whose method it records).
+        gc.collect()
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            # Other threads may copy memory meanwhile (the next batch).
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                self._outputs = self.function(*self._inputs)
+                self._packed = pack(self._outputs)
+        finally:
+            if collecting:
+                gc.enable()
         self._graph = graph
 
 

@@ -94,9 +94,10 @@ class _Observe(torch.autograd.Function):
         def memory(width: int, steps: int = time) -> Tensor:
             return from_action.new_empty(steps, from_action.shape[1], width)
 
-        hidden = from_action.shape[-1]
         before_h, before_s = memory(d, time + 1), memory(s, time + 1)  # at t the state before step t
-        x, p, gates, n, hn = memory(hidden), memory(hidden), memory(2 * d), memory(d), memory(d)
+        # These begin as what products are added to: on a GPU a sum in other memory would be one more kernel a step.
+        x, p = (begin.clone(memory_format=torch.contiguous_format) for begin in (from_action, from_embed))
+        gates, n, hn = memory(2 * d), memory(d), memory(d)
         output, std = memory(2 * s), memory(s)
         before_h[0], before_s[0] = deter, stoch
         activate = F.relu_ if options.activation is F.relu else F.elu_
@@ -107,13 +108,13 @@ class _Observe(torch.autograd.Function):
         stoch_x, deter_p, p_output = w_stoch.T, w_deter.T, w_out.T
         each = zip(
             *(memory.unbind() for memory in (
-                from_action, from_embed, noise, before_h[:-1], before_s[:-1], before_h[1:], before_s[1:],
+                noise, before_h[:-1], before_s[:-1], before_h[1:], before_s[1:],
                 x, p, gates, gates[..., :d], gates[..., d:], n, hn, output, output[..., :s], output[..., s:], std,
             )), strict=True,
         )  # fmt: skip
         few_kernels = from_action.dtype is torch.float32 and fused.usable(from_action.device)
-        for act, emb, eps, h, s0, h1, s1, x_, p_, rz, r, z, n_, hn_, out, mean, raw, dev in each:
-            activate(torch.addmm(act, s0, stoch_x, out=x_))
+        for eps, h, s0, h1, s1, x_, p_, rz, r, z, n_, hn_, out, mean, raw, dev in each:
+            activate(x_.addmm_(s0, stoch_x))
             torch.addmm(b_gates, x_, x_gates, out=rz).addmm_(h, h_gates)
             torch.addmm(c_new, h, h_new, out=hn_)
             torch.addmm(b_new, x_, x_new, out=n_)
@@ -122,7 +123,7 @@ class _Observe(torch.autograd.Function):
             else:
                 rz.sigmoid_()
                 torch.lerp(n_.addcmul_(r, hn_).tanh_(), h, z, out=h1)
-            activate(torch.addmm(emb, h1, deter_p, out=p_))
+            activate(p_.addmm_(h1, deter_p))
             torch.addmm(b_out, p_, p_output, out=out)
             if few_kernels and not options.fixed_std and not options.mean_only:
                 fused.sample(mean, raw, eps, out=s1, min_std=options.min_std, std=dev)
@@ -178,10 +179,12 @@ class _Observe(torch.autograd.Function):
         later: tuple[Tensor, Tensor] | None = None  # what step t + 1 asks of h_t and s_t
         with float32(noise.device):  # as forward, wherever the caller goes back
             for gout, pair, to_s, gp, to_p, dh, cell, slope, fx, fh, kept, gx, to_x in each:
-                if later is not None:
+                if later is None:
+                    dh = dh.clone()
+                else:
                     dh = dh + later[0]
                     pair.addcmul_(later[1][:, None], to_s)
-                dh = torch.addmm(dh, torch.mm(gout, w_out, out=gp).mul_(to_p), w_deter)
+                dh.addmm_(torch.mm(gout, w_out, out=gp).mul_(to_p), w_deter)
                 torch.mul(dh[:, None], slope, out=cell)
                 torch.mm(fx, w_x, out=gx).mul_(to_x)
                 later = torch.addmm(kept, fh, w_hh), torch.mm(gx, w_stoch)
