@@ -127,7 +127,7 @@ class Reader:
             if path in self._done:
                 rows.append(self._done[path])
                 continue
-            preset_folder = path.parents[2]
+            preset_folder = preset_folder_of(path)
             if preset_folder not in queues:
                 queues[preset_folder] = Queue.read(preset_folder)
             row = read(path, queues[preset_folder])
@@ -249,9 +249,9 @@ def cancel(paths: Sequence[Path]) -> int:
     jobs: dict[str, list[str]] = {}
     unreachable = 0
     wanted = set(paths)
-    for preset_folder in dict.fromkeys(path.parents[2] for path in paths):
+    for preset_folder in dict.fromkeys(preset_folder_of(path) for path in paths):
         queue = Queue.read(preset_folder)
-        for path in (p for p in paths if p.parents[2] == preset_folder):
+        for path in (p for p in paths if preset_folder_of(p) == preset_folder):
             state, why = plan.state_of(path, RunDir(path).status(), job_of=queue.job_of, knows=queue.knows)
             if state not in ("waiting", "running"):
                 continue
@@ -284,12 +284,12 @@ def retry(folders: Sequence[Path], suite: str | None, options: dispatch.Options)
     """Start failed and died runs again, with the configuration they have; return the exit code."""
     code = 0
     paths = [path for folder in folders for path in runs_of(folder, suite)]
-    for preset_folder in dict.fromkeys(path.parents[2] for path in paths):
+    for preset_folder in dict.fromkeys(preset_folder_of(path) for path in paths):
         executor = dispatch.choose(options, dry_run=False)
         with locked(preset_folder) if executor.submits else contextlib.nullcontext():
             queue = Queue.read(preset_folder)
             items: list[Item] = []
-            for path in (p for p in paths if p.parents[2] == preset_folder and (p / "run.json").exists()):
+            for path in (p for p in paths if preset_folder_of(p) == preset_folder and (p / "run.json").exists()):
                 row = read(path, queue)
                 if row.state in ("failed", "died"):
                     items.append(Item(run=_as_planned(path), state="failed", why=row.why))
@@ -313,10 +313,15 @@ def _as_planned(path: Path) -> Run:
     )  # fmt: skip
 
 
+def preset_folder_of(path: Path) -> Path:
+    """Return the folder <runs>/<preset> of a run's absolute path, or / where a copy lies less deep."""
+    return path.parents[min(2, len(path.parents) - 1)]
+
+
 def logs(path: Path, size: int) -> str:
     """Return the end of all that is known of a run: its log, what its process printed, its job's own output."""
     run = RunDir(path)
-    queue = Queue.read(path.parents[2])
+    queue = Queue.read(preset_folder_of(path))
     row = read(path, queue)
     parts = [f"{row.run}: {row.state}, {row.why}"]
     files = [run.log, run.output]

@@ -238,6 +238,14 @@ def test_logs_hold_the_log_the_exception_and_the_jobs_words(runs, capsys, squeue
     assert status.main(["logs", str(runs)]) == 2
 
 
+@pytest.mark.parametrize(
+    ("path", "folder"),
+    [("/a/runs/quick/base/cup_catch/seed_0", "/a/runs/quick"), ("/tmp/seed_0", "/"), ("/seed_0", "/")],
+)
+def test_a_copied_run_may_lie_right_below_the_root(path, folder):
+    assert status.preset_folder_of(Path(path)) == Path(folder)
+
+
 def test_watching_ends_when_nothing_runs(runs, capsys):
     make(runs, 0, state="done", episode=4, episodes_total=4)
 
