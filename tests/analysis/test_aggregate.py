@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from analysis import aggregate
+
+Draw = Callable[[np.random.Generator, Sequence[float], Sequence[int]], "tuple[list[np.ndarray], list[np.ndarray]]"]
 
 
 @pytest.fixture
@@ -63,15 +69,41 @@ def test_the_same_generator_gives_the_same_interval(scores: list[np.ndarray]) ->
     assert first == second
 
 
-def test_few_seeds_make_intervals_too_narrow_by_as_much_as_is_said() -> None:
-    rng = np.random.default_rng(0)
-    for seeds, share in ((2, 50), (3, 73), (5, 83), (10, 90)):
-        intervals = [
-            aggregate.bootstrap([rng.normal(size=seeds)], aggregate.mean, rng, resamples=300) for _ in range(2000)
-        ]
-        held = 100 * np.mean([interval.low <= 0 <= interval.high for interval in intervals])
+def multisets(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return how often each of n values is in each of the resamples there can be, and the resample's chance."""
+    counts = np.array([np.bincount(c, minlength=n) for c in itertools.combinations_with_replacement(range(n), n)])
+    ways = math.factorial(n) / np.array([math.prod(math.factorial(i) for i in row) for row in counts])
+    return counts, ways / n**n
 
-        assert f"{share} % " in aggregate.COVERAGE and abs(held - share) < 3, (seeds, held)
+
+@pytest.mark.parametrize(
+    ("seeds", "said", "draws", "within"),
+    [(2, 50, 100_000, 0.5), (3, 75, 100_000, 0.5), (5, 84, 100_000, 0.5), (10, 90, 1000, 1.5)],
+)
+def test_few_seeds_make_intervals_too_narrow_by_as_much_as_is_said(
+    seeds: int, said: int, draws: int, within: float
+) -> None:
+    counts, chances = multisets(seeds)
+    rng = np.random.default_rng(0)
+
+    # The interval holds 0 where at least 2.5 % of all resamples have a mean on either side of it.
+    below = np.concatenate([(rng.normal(size=(100, seeds)) @ counts.T <= 0) @ chances for _ in range(draws // 100)])
+    held = 100 * np.mean((below >= 0.025) & (below <= 0.975))
+
+    assert chances.sum() == pytest.approx(1)
+    assert f"{said} % " in aggregate.COVERAGE and abs(held - said) < within
+
+
+def test_the_bootstraps_interval_is_that_of_all_resamples() -> None:
+    scores = np.random.default_rng(1).normal(size=5)
+    counts, chances = multisets(5)
+    means = counts @ scores / 5
+    order = np.argsort(means)
+    low, high = means[order][np.searchsorted(np.cumsum(chances[order]), [0.025, 0.975])]
+
+    ours = aggregate.bootstrap([scores], aggregate.mean, np.random.default_rng(2), resamples=200_000)
+
+    assert (ours.low, ours.high) == pytest.approx((low, high), abs=0.02)
 
 
 def test_one_seed_has_no_interval() -> None:
@@ -96,7 +128,8 @@ def test_improvement_averages_over_tasks_and_knows_certain_cases() -> None:
     interval = aggregate.improvement(high, low, np.random.default_rng(0))
 
     assert interval.value == pytest.approx((1.0 + 0.75) / 2)
-    assert 0.5 <= interval.low <= interval.value <= interval.high <= 1.0
+    # The first task could be as low as 2.5 % ** (1 / 2), the second as 0: one resample of 16 is 5.5 against 6.
+    assert interval.low == pytest.approx(0.025**0.5 / 2) and interval.high == 1.0
 
 
 @pytest.mark.parametrize("runs", [2, 3, 5])
@@ -113,6 +146,76 @@ def test_improvement_with_all_runs_above_is_no_certainty(runs: int) -> None:
     drawn = np.random.default_rng(0).standard_normal((20_000, 2, 2, runs))
     separated = (drawn[:, 0].min(axis=-1) + shift > drawn[:, 1].max(axis=-1)).all(axis=-1)
     assert separated.mean() <= 0.025
+
+
+@pytest.mark.parametrize("counts", [(2, 10), (10, 2), (3, 3), (2, 3, 8)])
+def test_shortfall_is_the_largest_that_a_search_finds(counts: tuple[int, ...]) -> None:
+    # All p but the last from a grid; the last is what makes the product of p^k 2.5 %.
+    free = np.stack(np.meshgrid(*[np.linspace(0.002, 1, 500)] * (len(counts) - 1)), axis=-1).reshape(
+        -1, len(counts) - 1
+    )
+    logs = (math.log(0.025) - np.log(free) @ np.array(counts[:-1])) / counts[-1]
+    sums = (1 - free).sum(axis=1) + 1 - np.exp(logs)
+
+    assert aggregate.shortfall(counts, 0.025) == pytest.approx(sums[logs <= 0].max(), abs=1e-3)
+    assert aggregate.shortfall([], 0.025) == 0
+
+
+def two_valued(
+    rng: np.random.Generator, p: Sequence[float], seeds: Sequence[int]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return scores of X, above all of Y with chance p and else below: they come apart as often as scores can."""
+    x = [np.where(rng.random(n) < chance, 2.0, -2.0) + rng.random(n) for chance, n in zip(p, seeds, strict=True)]
+    return x, [rng.random(n) for n in seeds]
+
+
+def normal(
+    rng: np.random.Generator, p: Sequence[float], seeds: Sequence[int]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    shifts = stats.norm.ppf(p) * 2**0.5
+    x = [rng.normal(shift, size=n) for shift, n in zip(shifts, seeds, strict=True)]
+    return x, [rng.normal(size=n) for n in seeds]
+
+
+def test_two_and_ten_seeds_without_overlap_do_not_exclude_what_shows_them_in_a_fortieth_of_cases() -> None:
+    c = (0.025 / (2**2 * 10**10)) ** (1 / 12)
+    truth, seeds = (2 * c, 10 * c), (2, 10)  # their mean is 0.577
+    rng = np.random.default_rng(0)
+    apart = [
+        all(np.min(a) > np.max(b) for a, b in zip(*two_valued(rng, truth, seeds), strict=True)) for _ in range(10_000)
+    ]
+
+    found = aggregate.improvement([np.array([5.0, 6]), np.arange(20.0, 30)], [np.array([1.0, 2]), np.arange(10.0)], rng)
+
+    assert 0.022 < np.mean(apart) < 0.028
+    assert found.low == pytest.approx(np.mean(truth)) and found.high == 1.0
+
+
+@pytest.mark.parametrize(
+    ("draw", "p", "seeds"),
+    [
+        (two_valued, (0.25, 0.98), (2, 10)),
+        (normal, (0.9,), (3,)),
+        (normal, (0.1, 0.99), (3, 3)),  # what is sure on one task is sure the other way round on the other
+        (normal, (0.3, 0.95), (2, 5)),
+        (normal, (0.9, 0.95, 0.9, 0.99, 0.37, 0.99), (2,) * 6),
+    ],
+)
+def test_the_interval_of_an_improvement_holds_the_truth_in_nine_of_ten_cases(
+    draw: Draw, p: tuple[float, ...], seeds: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(0)
+    found = [aggregate.improvement(x, y, rng, resamples=200) for x, y in (draw(rng, p, seeds) for _ in range(300))]
+
+    assert np.mean([each.low <= np.mean(p) <= each.high for each in found]) > 0.9
+
+
+def test_runs_that_are_all_alike_are_no_certainty_of_no_difference() -> None:
+    zeros = [np.zeros(3)]
+
+    found = aggregate.improvement(zeros, zeros, np.random.default_rng(0))
+
+    assert found.value == 0.5 and found.low < 0.3 and found.high > 0.7
 
 
 def test_performance_profile_is_the_share_of_runs_above_each_threshold(scores: list[np.ndarray]) -> None:
