@@ -71,20 +71,24 @@ class Agent:
 
         Raises:
             NonFiniteAction: the plan holds a NaN or an infinity.
+            NonFiniteScore: a predicted return is a NaN.
         """
         frames = torch.from_numpy(obs).to(self.device)
-        belief, plan = (self._decide_recorded if self.device.type == "cuda" else self._decide)(state, frames)
+        decide = self._decide_recorded if self.device.type == "cuda" else self._decide
+        belief, plan, undefined = decide(state, frames)
         action = plan[:, 0].float()  # [N, A]
         if action_noise:
             noise = [torch.randn(self.action_size, generator=g, device=self.device) for g in state.generators]
             action = action + action_noise * torch.stack(noise)
         action = action.clamp(-1, 1)
         executed = action.cpu().numpy()
+        if undefined is not None:  # looked at no earlier: the first look waits for the device
+            cem.check_defined(undefined, self.planner.candidates)
         if not np.isfinite(executed).all():
             raise NonFiniteAction(f"the planner returned the action {executed.tolist()}")
         return executed, dataclasses.replace(state, belief=belief, action=action, plan=plan)
 
-    def _decide(self, state: AgentState, frames: Tensor) -> tuple[State, Tensor]:
+    def _decide(self, state: AgentState, frames: Tensor) -> tuple[State, Tensor, None]:
         """Return the new belief and the mean of the plan from it [N, H, A]; numbers are drawn when they are needed,
         into memory that stays in the processor's cache."""
         planner = self.planner
@@ -111,14 +115,14 @@ class Agent:
                 device=self.device,
                 start_mean=self._warm_start(state.plan),
             )
-        return belief, plan.mean
+        return belief, plan.mean, None
 
-    def _decide_recorded(self, state: AgentState, frames: Tensor) -> tuple[State, Tensor]:
-        """Return what `_decide` returns from the same numbers, drawn in the same order but all beforehand."""
+    def _decide_recorded(self, state: AgentState, frames: Tensor) -> tuple[State, Tensor, Tensor]:
+        """Return what `_decide` returns, with its numbers drawn beforehand, and what `cem.check_defined` is to see;
+        does not wait for the device."""
         run = self._recorded.setdefault(len(frames), CudaGraph(self.decide))
         found = run(*self.decision_inputs(state, frames))
-        cem.check_defined(found["undefined"], self.planner.candidates)
-        return State(found["deter"], found["stoch"], found["mean"], found["std"]), found["plan"]
+        return State(found["deter"], found["stoch"], found["mean"], found["std"]), found["plan"], found["undefined"]
 
     def decision_inputs(self, state: AgentState, frames: Tensor) -> tuple[Tensor, ...]:
         """Return the arguments of `decide`: the state, the pictures and all random numbers."""

@@ -19,6 +19,7 @@ from planet.convolutions import convolve, transposed
 
 Activation = Literal["relu", "elu"]
 ACTIVATIONS = {"relu": F.relu, "elu": F.elu}
+ACTIVATIONS_IN_PLACE = {F.relu: F.relu_, F.elu: F.elu_}
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

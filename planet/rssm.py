@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from planet import rssm_observe
+from planet.fused import Options
 from planet.networks import ACTIVATIONS, Activation, GaussianHead
 from planet.transition import State, Transition, float32
 
@@ -45,6 +46,7 @@ class RSSM(Transition):
             deter + embed_size, hidden, stoch, min_std=min_std, fixed_std=fixed_std, activation=activation
         )
         self.activation = ACTIVATIONS[activation]
+        self.sizes = hidden, deter, stoch
 
     def prior(
         self, state: State, action: Float[Tensor, "*batch action"], noise: Float[Tensor, "*batch stoch"]
@@ -84,7 +86,7 @@ class RSSM(Transition):
                 noise.transpose(0, 1), start.deter, start.stoch,
                 w_stoch, cell.weight_ih, cell.bias_ih, cell.weight_hh, cell.bias_hh,
                 w_deter, head.output.weight, head.output.bias,
-                rssm_observe.Options(self.activation, head.min_std, head.fixed_std, self.mean_only),
+                Options(self.activation, head.min_std, head.fixed_std, self.mean_only),
             )  # fmt: skip
             posterior = State(*(x.transpose(0, 1) for x in results))
             # The recurrence needs no prior, so all of them follow in one go.

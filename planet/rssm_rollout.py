@@ -14,8 +14,8 @@ takes five times as long for tanh of a short type). A short product takes a slic
 
 On a GPU a step costs what starting its kernels costs, and slices cost nothing. There everything is float32, whose
 products TF32 makes fast enough, so that nothing is converted, and results go where they are needed: 13 kernels a step
-in place of 22, and 8 where those of `planet.fused` run. Every part of a row, ones included, is filled up to `ALIGNED`
-columns with numbers that the matrices multiply by zero.
+in place of 22 (`planet.fused_rollout` takes two, where Triton works). Every part of a row, ones included, is filled up
+to `ALIGNED` columns with numbers that the matrices multiply by zero.
 
 Shapes: R rows (environment first, then candidate, then sample), H horizon, A action, D deterministic, S stochastic.
 """
@@ -32,12 +32,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from planet import fused
-from planet.networks import RewardHead
+from planet.networks import ACTIVATIONS_IN_PLACE, RewardHead
 from planet.rssm import RSSM
 from planet.transition import State
-
-ACTIVATIONS_IN_PLACE = {F.relu: F.relu_, F.elu: F.elu_}
 
 SHORT_FROM = 25_000
 """Numbers that a CPU's products must have for bfloat16 to pay: each costs 20 microseconds at least."""
@@ -166,7 +163,6 @@ class RSSMRollout:
         cell, count, device = rssm.cell, envs * rows, rssm.cell.weight_ih.device
         d, s, x, a = rssm.deter_size, rssm.stoch_size, cell.input_size, rssm.input.in_features - rssm.stoch_size
         self.few_kernels = device.type == "cuda" if few_kernels is None else few_kernels
-        self.fused = self.few_kernels and fused.usable(device)
         # By the rows of one environment: whoever plans beside it must not change how it computes.
         dtype = torch.float32 if self.few_kernels or rows * d < SHORT_FROM else dtype
         self.short, self.horizon, self.envs = dtype is not torch.float32, horizon, envs
@@ -313,18 +309,12 @@ class RSSMRollout:
     def _next_deter(self, h: Tensor, *, out: Tensor) -> None:
         """Write h one step on, given the cell's products: `_update_deter` where kernels count and slices do not."""
         reset, update, new, new_from_deter = self.cell
-        if self.fused:
-            fused.cell(reset, update, new, new_from_deter, h, out=out, save=False)
-            return
         self.both_gates.sigmoid_()
         torch.lerp(new.addcmul_(reset, new_from_deter).tanh_(), h, update, out=out)
 
     def _sample(self, noise: Tensor, out: Tensor | None = None) -> Tensor:
         for matrix, memory in self.to_gaussian:
             torch.mm(self.prior_input, matrix, out=memory)
-        if self.fused and out is not None and not self.mean_only and not self.fixed_std:
-            fused.sample(self.gaussian[0], self.gaussian[1], noise, out=out, min_std=self.min_std)
-            return out
         mean, raw = (part.float() for part in self.gaussian)  # a copy where they are slices
         if self.mean_only:
             return mean if out is None else out.copy_(mean)

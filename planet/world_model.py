@@ -17,9 +17,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from planet import fused
 from planet import objective as terms
 from planet.config import ModelConfig, ObjectiveConfig
 from planet.drnn import DRNN
+from planet.fused_rollout import FusedRollout
 from planet.images import image_noise, preprocess
 from planet.networks import Decoder, Encoder, RewardHead, compute_dtype, initialise
 from planet.rssm import RSSM
@@ -248,9 +250,18 @@ class WorldModel(nn.Module):
     def draw_return_noise(
         self, calls: int, *, candidates: int, horizon: int, generators: Sequence[torch.Generator], samples: int = 1
     ) -> Float[Tensor, "call env horizon row stoch"]:
-        """Return the noise that a `return_predictor` draws in its first `calls` calls."""
+        """Return the noise that a `return_predictor` draws in its first `calls` calls.
+
+        On a GPU, where each launch counts, an environment's numbers are drawn all at once, which are others.
+        """
         shape = (horizon, candidates * samples, self.transition.stoch_size)
-        noise = torch.empty(calls, len(generators), *shape, device=generators[0].device)
+        device = generators[0].device
+        if device.type == "cuda":
+            by_env = torch.empty(len(generators), calls, *shape, device=device)
+            for of_env, generator in zip(by_env, generators, strict=True):
+                of_env.normal_(generator=generator)
+            return by_env.transpose(0, 1)
+        noise = torch.empty(calls, len(generators), *shape, device=device)
         for of_call in noise:
             for of_env, generator in zip(of_call, generators, strict=True):
                 of_env.normal_(generator=generator)
@@ -299,14 +310,19 @@ class ReturnPredictor:
         """noises: [N, H, R, S] for each call; R = J * samples rows, candidate first."""
         self.model, self.state, self.samples = model, state, samples
         self._noises = noises
-        envs, device = state.stoch.shape[0], state.stoch.device
+        envs, device, rssm = state.stoch.shape[0], state.stoch.device, model.transition
         self.rollout = None
-        if isinstance(model.transition, RSSM):
-            self.together = envs_together(envs, rows, model.transition.deter_size, device)
-            self.rollout = RSSMRollout(
-                model.transition, model.reward, envs=self.together, rows=rows, horizon=horizon,
-                dtype=compute_dtype(device),
-            )  # fmt: skip
+        if isinstance(rssm, RSSM):
+            self.together = envs_together(envs, rows, rssm.deter_size, device)
+            tiles = fused.tiles_for(device, rssm.sizes, self.together * rows)
+            if tiles is None:
+                self.rollout = RSSMRollout(
+                    rssm, model.reward, envs=self.together, rows=rows, horizon=horizon, dtype=compute_dtype(device)
+                )
+            else:
+                self.rollout = FusedRollout(
+                    rssm, model.reward, envs=self.together, rows=rows, horizon=horizon, tiles=tiles
+                )
 
     @torch.no_grad()
     def __call__(self, actions: Float[Tensor, "env candidate horizon action"]) -> Float[Tensor, "env candidate"]:
@@ -316,7 +332,7 @@ class ReturnPredictor:
         returns = self._step_by_step(actions) if self.rollout is None else self._roll_out(self.rollout, actions)
         return returns.unflatten(1, (-1, self.samples)).mean(dim=-1)
 
-    def _roll_out(self, rollout: RSSMRollout, actions: Tensor) -> Tensor:
+    def _roll_out(self, rollout: RSSMRollout | FusedRollout, actions: Tensor) -> Tensor:
         returns = []
         with float32(actions.device):  # converted by hand, once
             for first in range(0, len(actions), self.together):

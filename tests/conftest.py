@@ -1,6 +1,13 @@
-"""For all tests: what needs a CUDA device is skipped where there is none."""
+"""For all tests: what needs a CUDA device is skipped where there is none; Triton's library is the first of its kind."""
 
 import pytest
+
+
+def pytest_sessionstart() -> None:
+    """Whichever tests a process gets, some may draw pictures, and then others must not be the first to load Triton."""
+    from planet import gl  # not before the shape checks are installed
+
+    gl.load_triton_first()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

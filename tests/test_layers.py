@@ -27,6 +27,7 @@ MODEL = {
     "rssm_observe",
     "rssm_rollout",
     "fused",
+    "fused_rollout",
     "triton_kernels",
     "ssm",
     "drnn",

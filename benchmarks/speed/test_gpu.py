@@ -15,10 +15,13 @@ import torch
 from benchmarks.speed.test_model import ACTIONS, batch_of, config_of, model_of
 from planet import fused, hardware
 from planet.agent import Agent
-from planet.cuda_graph import WARM_UP
+from planet.cuda_graph import WARM_UP, CudaGraph
 from planet.device_replay import DeviceBatch
+from planet.fused_rollout import FusedRollout
 from planet.learner import Learner
+from planet.rssm import RSSM
 
+triton = pytest.importorskip("triton")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")]
 
 MILLISECONDS_AT_MOST = {"update": 8.0, "decision of 1": 4.0, "decision of 10": 10.0}
@@ -29,8 +32,8 @@ def kernels(request: pytest.FixtureRequest, benchmark: Any, monkeypatch: pytest.
     """With the kernels of `planet.fused`, and without."""
     benchmark.extra_info["kernels"] = request.param
     if request.param == "torch":
-        monkeypatch.setattr(fused, "usable", lambda device: False)
-    elif not fused.usable(torch.device("cuda:0")):
+        monkeypatch.setattr(fused, "tiles_for", lambda device, sizes, rows: None)
+    elif fused.tiles_for(torch.device("cuda:0"), (200, 200, 30), 50) is None:
         pytest.skip("Triton cannot compile here")
 
 
@@ -44,7 +47,7 @@ def measure(benchmark: Any, what: str, action: Any) -> None:
         return
     milliseconds, name = 1000 * benchmark.stats.stats.median, torch.cuda.get_device_name()
     benchmark.extra_info |= {"gpu": name, "milliseconds": round(milliseconds, 2)}
-    if "H200" in name and benchmark.extra_info["kernels"] == "fused":
+    if what in MILLISECONDS_AT_MOST and "H200" in name and benchmark.extra_info["kernels"] == "fused":
         assert milliseconds <= MILLISECONDS_AT_MOST[what], f"{what}: {milliseconds:.1f} ms"
 
 
@@ -69,3 +72,35 @@ def test_decision_on_a_gpu(benchmark: Any, envs: int, precision: str) -> None:
     frames = np.zeros((envs, 3, 64, 64), np.uint8)
 
     measure(benchmark, f"decision of {envs}", lambda: agent.act(state, frames, action_noise=0.3))
+
+
+TILES = [
+    fused.Tiles((rows, units), warps, stoch)
+    for rows, units, warps in ((16, 32, 4), (32, 32, 4), (64, 32, 4), (64, 64, 4), (128, 32, 8), (128, 64, 8))
+    for stoch in (16, 32, 64)
+]
+
+
+@pytest.mark.parametrize("tiles", TILES, ids=str)
+@pytest.mark.parametrize("envs", [1, 10])
+def test_rollout_with_tiles_on_a_gpu(benchmark: Any, envs: int, tiles: fused.Tiles, kernels: None) -> None:
+    """Which of them `planet.fused` should take: all iterations of a plan are ten of these."""
+    if benchmark.extra_info["kernels"] == "torch":
+        pytest.skip("has no tiles")
+    device, config, rows = torch.device("cuda:0"), config_of("paper"), 1000
+    hardware.use(device)
+    model = model_of(config).to(device)
+    rssm = model.transition
+    assert isinstance(rssm, RSSM)
+    g = torch.Generator(device).manual_seed(0)
+    state = model.initial(envs)
+    actions = torch.rand(envs, rows, 12, ACTIONS, generator=g, device=device)
+    noise = torch.randn(envs, 12, rows, rssm.stoch_size, generator=g, device=device)
+    try:
+        rollout = FusedRollout(rssm, model.reward, envs=envs, rows=rows, horizon=12, tiles=tiles)
+        run = CudaGraph(torch.no_grad()(lambda actions, noise: {"returns": rollout(state, actions, noise)}))
+        run(actions, noise)
+    except triton.runtime.errors.OutOfResources as error:
+        pytest.skip(str(error))
+
+    measure(benchmark, "rollout", lambda: run(actions, noise))

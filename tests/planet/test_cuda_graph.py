@@ -224,9 +224,10 @@ def test_numbers_drawn_beforehand_decide_alike(
     for step in range(2):  # the second starts from a belief and a plan
         pictures = torch.from_numpy(frames(2, step))
 
-        belief, plan = agent._decide_recorded(ours, pictures)
-        expected_belief, expected_plan = agent._decide(theirs, pictures)
+        belief, plan, undefined = agent._decide_recorded(ours, pictures)
+        expected_belief, expected_plan, _ = agent._decide(theirs, pictures)
 
+        assert not undefined.any()
         torch.testing.assert_close(plan, expected_plan, rtol=0, atol=0)
         for name in ("deter", "stoch", "mean", "std"):
             torch.testing.assert_close(getattr(belief, name), getattr(expected_belief, name), rtol=0, atol=0)
@@ -236,11 +237,12 @@ def test_numbers_drawn_beforehand_decide_alike(
 
 def test_predictions_that_are_not_finite_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_module, "CudaGraph", lambda function: function)
+    monkeypatch.setattr(Agent, "_decide", Agent._decide_recorded)
     agent = agent_of(world_model())
     torch.nn.init.constant_(agent.world_model.reward.output.bias, float("nan"))
 
     with pytest.raises(ValueError, match="NaN for 20 of 20 candidates"):
-        agent._decide_recorded(agent.start([torch.Generator()]), torch.from_numpy(frames(1)))
+        agent.act(agent.start([torch.Generator()]), frames(1), action_noise=0.3)
 
 
 def test_results_packed_by_type_come_back_as_they_were() -> None:
@@ -332,8 +334,8 @@ def test_recorded_decisions_are_those_run_one_by_one(envs: int) -> None:
     for step in range(WARM_UP + 3):
         pictures = torch.from_numpy(frames(envs, step)).to(device)
 
-        belief, plan = agent._decide_recorded(ours, pictures)
-        _, expected_plan = agent._decide(theirs, pictures)
+        belief, plan, _ = agent._decide_recorded(ours, pictures)
+        expected_plan = agent.decide(*agent.decision_inputs(theirs, pictures))["plan"]
 
         torch.testing.assert_close(plan, expected_plan, rtol=1e-3, atol=1e-4)
         ours = dataclasses.replace(ours, belief=belief, plan=plan, action=plan[:, 0])

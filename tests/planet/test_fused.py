@@ -8,12 +8,15 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
 from planet import fused
+from planet.fused import Tiles
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -31,51 +34,68 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import pytest, torch
 import test_rssm_observe as observe_tests, test_rssm_rollout as rollout_tests
-from planet import fused, triton_kernels
-
-fused._try(torch.device("cpu"))
+from planet import fused, rssm_observe
+from planet.fused_rollout import FusedRollout
 
 calls = []
-def counted(name, function):
-    def wrapper(*arguments, **keywords):
+def count(name):
+    function = getattr(fused, name)
+    def counted(*arguments, **keywords):
         calls.append(name)
         return function(*arguments, **keywords)
-    return wrapper
+    setattr(fused, name, counted)
 
-fused.usable = lambda device: True
-fused.cell, fused.sample = counted("cell", fused.cell), counted("sample", fused.sample)
+# Tiles smaller than what they are laid over, in every direction.
+tiles = fused.Tiles((16, 16), 4, 16)
+fused._try(torch.device("cpu"), (20, 40, 5), fused.FEW)
+fused._try(torch.device("cpu"), (10, 70, 17), fused.MANY)
+NAMES = ["next_deter", "next_stoch", "gradient_to_deter", "gradient_of_cell"]
+for name in NAMES:
+    count(name)
 
+fused.tiles_for = lambda device, sizes, rows: tiles
 for settings in observe_tests.SETTINGS:
     calls.clear()
-    observe_tests.test_every_gradient_equals_that_of_single_steps(settings)
-    samples = not any(settings.get(name) for name in ("fixed_std", "mean_only"))
-    assert calls.count("cell") == 11 and calls.count("sample") == 11 * samples, (settings, calls)
+    sizes = {"deter": 9, "hidden": 7} if settings else {"deter": 20, "hidden": 35}
+    observe_tests.test_every_gradient_equals_that_of_single_steps(settings, **sizes)
+    assert all(calls.count(name) == 11 for name in NAMES) and len(calls) == 44, (settings, calls)
 
-for changes in ({}, {"activation": "elu"}, {"mean_only": True}, {"fixed_std": 0.7}):
+for changes in (
+    {}, {"activation": "elu"}, {"mean_only": True}, {"fixed_std": 0.7}, {"reward_layers": 1},
+    {"deter": 20, "hidden": 35, "reward_layers": 3},
+):
     calls.clear()
     model = rollout_tests.build(**changes)
     state, _ = rollout_tests.state_of(model)
-    actions, noise = rollout_tests.inputs(model)
-    found = rollout_tests.roll(rollout_tests.rollout_of(model, few_kernels=True), state, actions, noise)
-    assert calls.count("cell") == rollout_tests.HORIZON, calls
-    assert calls.count("sample") == rollout_tests.HORIZON * (not changes or "activation" in changes), calls
-    calls.clear()
-    expected = rollout_tests.roll(rollout_tests.rollout_of(model, few_kernels=False), state, actions, noise)
-    assert not calls
+    actions, noise = rollout_tests.inputs(model, rows=7)  # 21 in all
+    ours = FusedRollout(
+        model.transition, model.reward, envs=rollout_tests.ENVS, rows=7, horizon=rollout_tests.HORIZON, tiles=tiles
+    )
+    for _ in range(1 if changes else 2):  # the second finds the first's numbers in its memory
+        found = rollout_tests.roll(ours, state, actions, noise)
+    assert len(calls) == (2 if changes else 4) * rollout_tests.HORIZON, calls
+    expected = rollout_tests.roll(rollout_tests.rollout_of(model, rows=7), state, actions, noise)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
-# Large numbers: gates saturate, and softplus is the number itself.
-x = torch.tensor([[-200.0, -30.0, 0.0, 19.9, 20.1, 200.0]])
-out, std = torch.empty(2, 1, 6)
-fused.sample(x, x, torch.ones(1, 6), out=out, min_std=0.1, std=std)
-torch.testing.assert_close(std, torch.nn.functional.softplus(x) + 0.1)
-gates = torch.cat([x, x], dim=1)
-expected = torch.lerp((x + x.sigmoid() * x).tanh(), torch.full_like(x, 0.5), x.sigmoid())
-fused.cell(*gates.split(6, dim=1), x.clone(), x, torch.full_like(x, 0.5), out=out, save=False)
-torch.testing.assert_close(out, expected)
+# Large numbers: gates saturate, and softplus is the number itself. A NaN stays one.
+big = torch.tensor([[-200.0, -30.0, 0.0, 19.9, 20.1, 200.0]])
+eye, none = torch.eye(6), torch.zeros(6)
+out, std, p, output = torch.empty(1, 6), torch.empty(1, 6), torch.empty(1, 6), torch.empty(1, 12)
+head = fused.Head(eye, torch.cat([eye, eye]), torch.cat([none, big[0]]), fused.Options(torch.relu, 0.1, 0.0, False))
+fused.next_stoch(none[None], none[None], head, torch.ones(1, 1, 6), out=out, tiles=tiles, save=(p, output, std))
+torch.testing.assert_close(std, torch.nn.functional.softplus(big) + 0.1)
+torch.testing.assert_close(out, std)
+w = torch.cat([eye, eye, eye])
+cell = fused.Cell(w, w, torch.zeros(18), torch.zeros(18))
+fused.next_deter(big, none[None] + 0.5, cell, out=out, tiles=tiles)
+torch.testing.assert_close(out, torch.gru_cell(big, none[None] + 0.5, w, w, torch.zeros(18), torch.zeros(18)))
+fused.next_stoch(none[None], none[None] * float("nan"), head, torch.ones(1, 1, 6), out=out, tiles=tiles)
+assert out.isnan().all()
 
 with pytest.raises(ValueError, match="float32 rows without gaps"):
-    fused.sample(x.T, x.T, x.T, out=torch.empty(6, 1).double(), min_std=0.1)
+    fused.next_deter(big, big.T.contiguous().T[:, ::2], cell, out=out, tiles=tiles)
+with pytest.raises(ValueError, match="contiguous float32 memory"):
+    fused.next_deter(torch.zeros(1, 12)[:, ::2], big, cell, out=out, tiles=tiles)
 """
 
 
@@ -91,19 +111,52 @@ from jaxtyping import install_import_hook
 with install_import_hook("planet", "beartype.beartype"):  # as in every test run
     from planet import fused, triton_kernels
 
-sizes = {"columns": 200, "BLOCK": fused.BLOCK}
-for kernel in (triton_kernels.cell, triton_kernels.sample):
-    for save in (True, False):
-        pointers = {"reset", "update", "new", "new_h", "h", "out", "mean", "raw", "noise", "std"}
-        constants = sizes | {"SAVE": save}
-        signature = {
-            name: "constexpr" if name in constants else "*fp32" if name in pointers else
-            "fp32" if name == "min_std" else "i32"
-            for name in kernel.arg_names
+FLOATS = {"spread"}
+INTEGERS = {"rows", "rows_of_env", "noise_env_stride"}
+
+def compiled(kernel, capability, warps, stages, **constants):
+    def kind(name):
+        if name in constants:
+            return "constexpr"
+        return "fp32" if name in FLOATS else "i32" if name in INTEGERS else "*fp32"
+    signature = {name: kind(name) for name in kernel.arg_names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind == "*fp32"}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    return triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps, "num_stages": stages}
+    )
+
+def every_kernel():
+    whole = {"INPUTS": fused.INPUTS, "PRECISION": "tf32"}
+    size = {"hidden": 200, "deter": 200}
+    for name, tiles in (("few", fused.FEW), ("some", fused.SOME), ("many", fused.MANY)):
+        rows, units = tiles.deter
+        save = name == "few"  # training
+        stride = 200 if save else 240
+        yield name, triton_kernels.next_deter, tiles.deter_warps, 3, size | whole | {
+            "h_stride": stride, "out_stride": stride, "SAVE": save, "ROWS": rows, "UNITS": units,
         }
+        yield name, triton_kernels.next_stoch, 8, 2, size | whole | {
+            "h_stride": stride, "known_stride": 200 if save else 0, "w_deter_stride": 1224 if save else 200,
+            "s_stride": 30 if save else 240, "known_x_stride": 200 if save else 2400, "w_stoch_stride": 36,
+            "stoch": 30, "ELU": False, "FIXED": False, "MEAN_ONLY": False, "SAVE": save, "NEXT": True,
+            "ROWS": tiles.stoch, "WHOLE_HIDDEN": 256, "WHOLE_STOCH": 32,
+        }
+    yield "few", triton_kernels.gradient_to_deter, 8, 2, size | whole | {
+        "w_stoch_stride": 36, "w_deter_stride": 1224, "stoch": 30, "LATER": True, "ROWS": fused.FEW.stoch,
+        "WHOLE_DETER": 256, "WHOLE_STOCH": 32,
+    }
+    yield "few", triton_kernels.gradient_of_cell, fused.FEW.deter_warps, 3, size | whole | {
+        "ROWS": fused.FEW.deter[0], "UNITS": fused.FEW.deter[1],
+    }
+
+SHARED = {80: 163 * 1024, 90: 227 * 1024}  # what one program can have there
+if __name__ == "__main__":
+    for name, kernel, warps, stages, constants in every_kernel():
         for capability in (80, 90):  # A100, H100
-            source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-            assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
+            found = compiled(kernel, capability, warps, stages, **constants)
+            assert found.asm["cubin"]
+            assert found.metadata.shared <= SHARED[capability], (name, kernel, capability, found.metadata.shared)
 """
 
 
@@ -111,23 +164,54 @@ def test_they_compile_for_a_gpu_without_one(tmp_path: Path) -> None:
     run(COMPILED, TRITON_CACHE_DIR=str(tmp_path))
 
 
-def test_without_working_kernels_torch_s_operations_remain(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(device: torch.device) -> None:
+DEVICE, SIZES = torch.device("cuda:5"), (200, 200, 30)
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tiles]]:
+    """Tiles that were tried, on a device that a test may speak of without having it."""
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    tried: list[Tiles] = []
+    monkeypatch.setattr(fused, "_try", lambda device, sizes, tiles: tried.append(tiles))
+    fused._works.cache_clear()
+    yield tried
+    fused._works.cache_clear()
+
+
+def test_tiles_follow_the_rows_and_are_tried_once(tried: list[Tiles]) -> None:
+    for _ in range(2):
+        assert fused.tiles_for(DEVICE, SIZES, 50) is fused.FEW
+        assert fused.tiles_for(DEVICE, SIZES, 1000) is fused.SOME
+        assert fused.tiles_for(DEVICE, SIZES, 10_000) is fused.MANY
+    assert tried == [fused.FEW, fused.SOME, fused.MANY]
+    assert fused.tiles_for(torch.device("cpu"), SIZES, 50) is None
+
+
+def test_where_large_tiles_do_not_fit_smaller_ones_are_taken(
+    tried: list[Tiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(device: torch.device, sizes: tuple[int, int, int], tiles: Tiles) -> None:
+        if tiles is fused.MANY:
+            raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr(fused, "_try", too_large)
+    with pytest.warns(UserWarning, match=r"no fused kernels of \(128, 64\) on cuda:5.*: out of resource"):
+        assert fused.tiles_for(DEVICE, SIZES, 10_000) is fused.SOME
+
+
+def test_without_working_kernels_torch_s_operations_remain(tried: list[Tiles], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(device: torch.device, sizes: tuple[int, int, int], tiles: Tiles) -> None:
         raise RuntimeError("no C compiler")
 
     monkeypatch.setattr(fused, "_try", broken)
-    fused.usable.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match="no fused kernels on cuda:5, .*: no C compiler"):
-            assert not fused.usable(torch.device("cuda:5"))
-        with warnings.catch_warnings():  # once is enough
-            warnings.simplefilter("error")
-            assert not fused.usable(torch.device("cuda:5"))
-        assert not fused.usable(torch.device("cpu"))
-    finally:
-        fused.usable.cache_clear()
+    with pytest.warns(UserWarning, match="no fused kernels .* on cuda:5, .*: no C compiler"):
+        assert fused.tiles_for(DEVICE, SIZES, 1000) is None
+    with warnings.catch_warnings():  # once is enough
+        warnings.simplefilter("error")
+        assert fused.tiles_for(DEVICE, SIZES, 1000) is None
 
 
 @pytest.mark.gpu
-def test_they_are_used_on_a_gpu() -> None:
-    assert fused.usable(torch.device("cuda:0"))
+@pytest.mark.parametrize("rows", [50, 1000, 10_000])
+def test_they_are_used_on_a_gpu(rows: int) -> None:
+    assert fused.tiles_for(torch.device("cuda:0"), SIZES, rows) is not None

@@ -69,14 +69,14 @@ def single_steps(rssm: RSSM, embed: Tensor, action: Tensor, start: State, noise:
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_every_gradient_equals_that_of_single_steps(settings: dict[str, Any]) -> None:
+def test_every_gradient_equals_that_of_single_steps(settings: dict[str, Any], deter: int = 9, hidden: int = 7) -> None:
     torch.manual_seed(0)
-    config = ModelConfig(stoch=4, deter=9, hidden=7, **settings)  # pyright: ignore
+    config = ModelConfig(stoch=4, deter=deter, hidden=hidden, **settings)  # pyright: ignore
     rssm = make_transition(config, 2, 6)
     assert isinstance(rssm, RSSM)
     g = torch.Generator().manual_seed(1)
     embed, action, noise = (torch.randn(3, 11, size, generator=g).requires_grad_() for size in (6, 2, 4))
-    start = State(*(torch.randn(3, size, generator=g).requires_grad_() for size in (9, 4, 4, 4)))
+    start = State(*(torch.randn(3, size, generator=g).requires_grad_() for size in (deter, 4, 4, 4)))
     inputs = dict(rssm.named_parameters()) | {
         "embed": embed, "action": action, "deter": start.deter, "stoch": start.stoch,
     }  # fmt: skip
