@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from planet import presets, tasks
-from planet.config import flatten, toml_value
+from planet.config import dotted, flatten, parse_toml, toml_value
 
 FOLDER = Path(__file__).resolve().parent.parent / "ablations"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -92,15 +91,13 @@ def read(path: Path) -> Variant:
     """Return the variant in a file.
 
     Raises:
-        ValueError: not TOML, an unknown or missing entry, a config key or value that no task accepts.
+        ValueError: not TOML, an unknown or missing entry, a config key or value that no task accepts, a key with two
+            values.
     """
     name = path.name.removesuffix(".toml")
     if not NAME.fullmatch(name):
         raise ValueError(f"{path}: a variant's name is letters, digits, '.', '_' and '-', got {name!r}")
-    try:
-        data = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    data = parse_toml(path.read_bytes(), str(path))
     for key in data:
         if key not in (*TEXTS, "overrides"):
             close = difflib.get_close_matches(key, [*TEXTS, "overrides"], n=1)
@@ -114,10 +111,10 @@ def read(path: Path) -> Variant:
         raise ValueError(f"{path} lacks {' and '.join(missing)}")
     if not isinstance(data.get("overrides", {}), dict):
         raise ValueError(f"{path}: overrides must be a table, [overrides], got {data['overrides']!r}")
-    overrides = _flat(data.pop("overrides", {}))
-    if not overrides and not data.get("task"):
-        raise ValueError(f"{path} changes nothing: give a task or keys under [overrides]")
     try:
+        overrides = dotted(data.pop("overrides", {}))
+        if not overrides and not data.get("task"):
+            raise ValueError("changes nothing: give a task or keys under [overrides]")
         if data.get("task"):
             data["task"] = tasks.canonical(data["task"])
         # Keys and types are checked here, sizes against a preset when a sweep is planned.
@@ -125,14 +122,6 @@ def read(path: Path) -> Variant:
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: {error.args[0]}") from None
     return Variant(name=name, overrides=overrides, path=path, **{key: value.strip() for key, value in data.items()})
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return dotted keys: `planner.horizon = 6`, quoted or not, and `[overrides.planner]` mean the same."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 HEADER = """\

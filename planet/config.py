@@ -1,8 +1,8 @@
 """The complete configuration of one run: a tree of frozen dataclasses whose defaults are the paper's.
 
-Knows the standard library only, so that planning ten thousand runs or printing help never imports torch or a
-simulator. There is one way to change a value, `override(config, {"planner.candidates": 500})`; presets, ablation
-files and `--set` all go through it. Values bound to a task (the action repeat) live in `planet.tasks`.
+Knows the standard library and the tasks' names only, so that planning ten thousand runs or printing help never imports
+torch or a simulator. There is one way to change a value, `override(config, {"planner.candidates": 500})`; presets,
+ablation files and `--set` all go through it. Values bound to a task (the action repeat) live in `planet.tasks`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import tomllib
 import types
 import typing
@@ -21,14 +22,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from planet import tasks
+
 Picture = Literal["exact", "near", "fast"]
 Transition = Literal["rssm", "ssm", "drnn"]
 Precision = Literal["auto", "float32", "bfloat16"]
+
+HELD_OUT_EPISODES = 10
+"""Held-out episodes that the package has of each task (`planet.held_out`)."""
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def check_device(name: str, device: str) -> None:
+    """Raise ValueError where this is no device; `name` is the key or the option that it was given by."""
+    _require(
+        re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device) is not None,
+        f"{name} must be auto, cpu, cuda or cuda:N (N the GPU's number), got {device!r}",
+    )
 
 
 def _at_least(section: str, low: float | int, **values: float | int) -> None:
@@ -212,6 +226,11 @@ class ScheduleConfig:
             "schedule", 0, train_episodes=self.train_episodes, action_noise=self.action_noise,
             eval_points=self.eval_points, open_loop_episodes=self.open_loop_episodes,
         )  # fmt: skip
+        _require(
+            self.open_loop_episodes <= HELD_OUT_EPISODES,
+            f"schedule.open_loop_episodes must be at most {HELD_OUT_EPISODES}, the held-out episodes there are of a "
+            f"task, got {self.open_loop_episodes}",
+        )
 
     def updates_per_cycle(self, num_tasks: int) -> int:
         """Return the gradient steps between collections: C for one task; 6C for the agent of all six, as the official
@@ -243,11 +262,7 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         _at_least("runtime", 0, threads=self.threads, checkpoint_seconds=self.checkpoint_seconds)
-        kind = self.device.split(":")[0]
-        _require(
-            kind in ("auto", "cpu", "cuda"),
-            f"runtime.device must be auto, cpu, cuda or cuda:N, got {self.device!r}",
-        )
+        check_device("runtime.device", self.device)
 
 
 NOT_IDENTITY = ("runtime.device", "runtime.checkpoint_seconds", "runtime.tensorboard")
@@ -270,14 +285,14 @@ class Config:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        _at_least("config", 0, seed=self.seed)
-        if self.env.action_repeat:
-            decisions = self.env.episode_env_steps // self.env.action_repeat
+        _require(0 <= self.seed < 2**63, f"config.seed must be in 0..{2**63 - 1} (TOML's largest), got {self.seed}")
+        repeat = self.env.action_repeat or tasks.largest_action_repeat(self.task)
+        if repeat:
+            decisions = self.env.episode_env_steps // repeat
             _require(
                 self.batch.chunk <= decisions + 1,
                 f"batch.chunk must be at most the {decisions + 1} frames of an episode (env.episode_env_steps "
-                f"{self.env.episode_env_steps} // env.action_repeat {self.env.action_repeat}, and the first frame), "
-                f"got {self.batch.chunk}",
+                f"{self.env.episode_env_steps} // action repeat {repeat}, and the first frame), got {self.batch.chunk}",
             )
         if self.objective.overshooting_scale:
             _require(
@@ -343,16 +358,31 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         ValueError: a value of the wrong type or out of range.
     """
     tree: dict[str, Any] = {}
-    for key, value in changes.items():
-        owner, name = _owner_of(config, key)
-        hint = _field_types(type(owner))[name]
-        parsed = _parse(key, value, hint)
+    for key, value in typed(changes).items():
         node = tree
         *parents, leaf = key.split(".")
         for part in parents:
             node = node.setdefault(part, {})
-        node[leaf] = parsed
+        node[leaf] = value
     return _replace(config, tree)
+
+
+def typed(changes: Mapping[str, Any], *, toml: bool = False) -> dict[str, Any]:
+    """Return the changes with each value in its key's type; ranges are not looked at.
+
+    Strings are parsed, except where the values come from TOML, which writes numbers without quotes.
+
+    Raises:
+        KeyError, ValueError: as `override`.
+    """
+    everything, found = Config(), {}
+    for key, value in changes.items():
+        owner, name = _owner_of(everything, key)
+        hint = _field_types(type(owner))[name]
+        if toml and isinstance(value, str) and hint in (int, float, bool):
+            raise ValueError(f"{key} must be {_WANTED[hint]}, got the string {value!r}: write it without quotes")
+        found[key] = _parse(key, value, hint)
+    return found
 
 
 def _replace(node: Any, tree: Mapping[str, Any]) -> Any:
@@ -384,6 +414,9 @@ def _owner_of(config: Any, key: str) -> tuple[Any, str]:
     return node, path[-1]
 
 
+_WANTED = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+
+
 def _parse(key: str, value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) is Literal:
         allowed = typing.get_args(hint)
@@ -392,8 +425,7 @@ def _parse(key: str, value: Any, hint: Any) -> Any:
         raise ValueError(f"{key} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     if isinstance(hint, types.UnionType):
         raise TypeError(f"unsupported config type {hint} at {key}")
-    wanted = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}[hint]
-    problem = ValueError(f"{key} must be {wanted}, got {value!r}")
+    problem = ValueError(f"{key} must be {_WANTED[hint]}, got {value!r}")
     if hint is bool:
         parsed = {"true": True, "false": False}.get(value.lower()) if isinstance(value, str) else value
         if isinstance(parsed, bool):
@@ -407,7 +439,7 @@ def _parse(key: str, value: Any, hint: Any) -> Any:
         raise problem
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise problem from None
     if not math.isfinite(number):
         raise problem
@@ -441,17 +473,48 @@ def toml_value(value: Any) -> str:
     return json.dumps(value)  # JSON's strings and numbers are TOML's
 
 
-def from_toml(text: str, source: str = "config.toml") -> Config:
-    """Return the configuration written by `to_toml`. A missing key is an error: a run reads only its own file."""
+def parse_toml(data: bytes, source: str) -> dict[str, Any]:
+    """Return the tables of a TOML file.
+
+    Raises:
+        ValueError: not UTF-8, or not TOML; the message names the source and the place.
+    """
     try:
-        data = tomllib.loads(text)
+        return tomllib.loads(data.decode())
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{source} is not UTF-8: byte {data[error.start]:#04x} at position {error.start}, line {line}; save it as "
+            "UTF-8"
+        ) from None
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{source} is not valid TOML: {error}") from None
+
+
+def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return dotted keys: `planner.horizon = 6`, quoted or not, and `[planner]` with `horizon = 6` mean the same.
+
+    Raises:
+        ValueError: one key in two of these spellings, with different values.
+    """
     flat: dict[str, Any] = {}
-    for name, value in data.items():
-        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    for name, value in table.items():
+        leaves = dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        for key, leaf in leaves.items():
+            if flat.setdefault(key, leaf) != leaf:
+                raise ValueError(f"{key} is given twice, {flat[key]!r} and {leaf!r}: leave one of them out")
+    return flat
+
+
+def from_toml(text: str, source: str = "config.toml") -> Config:
+    """Return the configuration written by `to_toml`. A missing key is an error: a run reads only its own file."""
+    return _complete(parse_toml(text.encode(), source), source)
+
+
+def _complete(table: Mapping[str, Any], source: str) -> Config:
     try:
-        config = override(Config(), flat)
+        flat = dotted(table)
+        config = override(Config(), typed(flat, toml=True))
     except (KeyError, ValueError) as error:
         raise ValueError(f"{source}: {error.args[0]}") from None
     missing = [key for key in flatten(config) if key not in flat]
@@ -461,7 +524,7 @@ def from_toml(text: str, source: str = "config.toml") -> Config:
 
 def load(path: Path) -> Config:
     """Read a run's config.toml."""
-    return from_toml(path.read_text(), str(path))
+    return _complete(parse_toml(path.read_bytes(), str(path)), str(path))
 
 
 def identity_hash(config: Config) -> str:

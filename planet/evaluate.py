@@ -138,7 +138,7 @@ def _main(arguments: argparse.Namespace) -> int:
     changes = parse_changes(arguments.set or [])
     config = with_planner(run_dir.config(), changes)
     gl.choose_backend()
-    device = hardware.resolve_device(arguments.device)
+    device = hardware.resolve_device(arguments.device, "--device")
     torch.set_num_threads(hardware.resolve_threads(config.runtime.threads))
     hardware.use(device)
     agent, trained = load_agent(run_dir, config, device)

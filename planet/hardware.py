@@ -10,33 +10,34 @@ from pathlib import Path
 import torch
 
 from planet import processor
+from planet.config import check_device
 from planet.gl import NO_GPU
 
 
-def resolve_device(device: str) -> torch.device:
-    """Return the device a run uses: `auto` is the first visible GPU, else the CPU.
+def resolve_device(device: str, name: str = "runtime.device") -> torch.device:
+    """Return the device a run uses: `auto` is the first visible GPU, else the CPU. Errors say what it was given by.
 
     Raises:
-        ValueError: a GPU is asked for and torch sees none, or not that many. `auto` asks for one where
+        ValueError: no device; a GPU is asked for and torch sees none, or not that many. `auto` asks for one where
             CUDA_VISIBLE_DEVICES names one, as a sweep and Slurm set it: days on a CPU would be no fallback.
     """
+    check_device(name, device)
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda:0")
         if named := named_gpus():
             raise ValueError(
-                f"runtime.device is 'auto' and CUDA_VISIBLE_DEVICES is {named!r}, but torch {torch.__version__} sees "
-                f"no GPU; ask python -m planet.doctor why, or set runtime.device=cpu to compute on the CPU"
+                f"{name} is 'auto' and CUDA_VISIBLE_DEVICES is {named!r}, but torch {torch.__version__} sees "
+                f"no GPU; ask python -m planet.doctor why, or set {name}=cpu to compute on the CPU"
             )
         return torch.device("cpu")
-    resolved = torch.device(device)
-    if resolved.type == "cuda":
-        count = torch.cuda.device_count()
-        index = resolved.index or 0
-        if index >= count:
-            raise ValueError(f"runtime.device is {device!r}, but torch {torch.__version__} sees {count} GPUs")
-        return torch.device("cuda", index)
-    return resolved
+    kind, _, number = device.partition(":")
+    if kind == "cpu":
+        return torch.device("cpu")
+    index, count = int(number or 0), torch.cuda.device_count()
+    if index >= count:
+        raise ValueError(f"{name} is {device!r}, but torch {torch.__version__} sees {count} GPUs")
+    return torch.device("cuda", index)
 
 
 def named_gpus() -> str:

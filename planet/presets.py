@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from planet import tasks
-from planet.config import Config, override
+from planet.config import Config, override, typed
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -73,7 +73,8 @@ def resolve(
     """Return the complete configuration of one run.
 
     Raises:
-        KeyError: an unknown preset, task or key. ValueError: a value of the wrong type or out of range.
+        KeyError: an unknown preset, task or key. ValueError: a value of the wrong type (a string for a number is one
+            in an ablation, which is TOML; `changes` are parsed) or out of range.
     """
     if preset not in PRESETS:
         close = difflib.get_close_matches(preset, PRESETS, n=1)
@@ -84,7 +85,7 @@ def resolve(
     layers: tuple[Mapping[str, Any], ...] = (
         PRESETS[preset],
         {"task": name, "env.action_repeat": repeat},
-        ablation or {},
+        typed(ablation or {}, toml=True),
         changes or {},
         {"seed": seed},
     )
@@ -95,4 +96,6 @@ def resolve(
             if key in layer and layer is not layers[1] and layer is not layers[4]:
                 raise KeyError(f"{key!r} cannot be set here: name tasks and seeds on the command line")
         merged.update(layer)
-    return override(Config(), merged)
+    config = override(Config(), merged)
+    # 0 given by a later layer is the task's own, too: the same run, so the same configuration.
+    return config if config.env.action_repeat else override(config, {"env.action_repeat": repeat})

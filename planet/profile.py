@@ -152,16 +152,21 @@ def next_update(
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m planet.profile", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--preset", default="paper", help=f"{', '.join(PRESETS)} (default paper)")
-    parser.add_argument("--task", nargs="+", default=list(tasks.TASKS), help="default: all six")
+    parser.add_argument("--task", nargs="+", default=list(tasks.TASKS), help="default: all six (dmc6)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="default: the cores of this process")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), help="default: the preset's")
     parser.add_argument("--seconds", type=float, default=3.0, help="per measured part (default 3)")
     arguments = parser.parse_args(argv)
     try:
+        if arguments.threads < 0:
+            raise ValueError(f"--threads must be at least 0 (0: the cores of this process), got {arguments.threads}")
+        if not 0 < arguments.seconds < float("inf"):
+            raise ValueError(f"--seconds must be greater than 0, got {arguments.seconds}")
+        members = dict.fromkeys(task for name in arguments.task for task in tasks.members(name))
+        configs = [(task, resolve(task.name, preset=arguments.preset)) for task in members]
+        device = hardware.resolve_device(arguments.device, "--device")
         backend = gl.choose_backend()
-        device = hardware.resolve_device(arguments.device)
-        configs = [(tasks.TASKS[tasks.canonical(n)], resolve(n, preset=arguments.preset)) for n in arguments.task]
         precision = hardware.resolve_precision(arguments.precision or configs[0][1].runtime.precision, device)
     except (KeyError, ValueError, RuntimeError) as error:
         print(f"planet.profile: {error.args[0]}", file=sys.stderr)

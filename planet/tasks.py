@@ -61,6 +61,11 @@ def canonical(name: str) -> str:
     raise KeyError(f"no task {name!r}: known are {', '.join(known)}{hint}")
 
 
+def largest_action_repeat(name: str) -> int:
+    """Return the largest R of the tasks a run of this name acts in; 0 for one that is not registered here."""
+    return max((TASKS[n].action_repeat for n in GROUPS.get(name, (name,)) if n in TASKS), default=0)
+
+
 def members(name: str) -> tuple[Task, ...]:
     """Return the tasks a run of this name acts in: one, or all of a group."""
     name = canonical(name)

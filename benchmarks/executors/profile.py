@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
-import tomllib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from planet.config import parse_toml
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
@@ -136,10 +138,7 @@ def load(path: Path | None, changes: Mapping[str, Any] | None = None) -> Profile
     if path is not None:
         if not path.is_file():
             raise FileNotFoundError(f"no cluster profile {path}; examples are in slurm/")
-        try:
-            data = tomllib.loads(path.read_text())
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{path} is not valid TOML: {error}") from None
+        data = parse_toml(path.read_bytes(), str(path))
     source = str(path) if path else "--cluster-set"
     if "gpus" in data and "gres" in data:
         raise ValueError(f"{source}: give gpus or gres, not both")
@@ -194,10 +193,10 @@ def _parse(source: str, key: str, value: Any, hint: Any) -> Any:
     if isinstance(value, bool):
         raise problem
     try:
-        return hint(value) if isinstance(value, str) or hint(value) == value else _raise(problem)
-    except (TypeError, ValueError):
+        number = hint(value)
+        fits = math.isfinite(number) and (isinstance(value, str) or number == value)
+    except (TypeError, ValueError, OverflowError):
         raise problem from None
-
-
-def _raise(problem: Exception) -> Any:
-    raise problem
+    if not fits:
+        raise problem
+    return number

@@ -36,6 +36,9 @@ def test_a_file_and_then_the_command_line_change_it(tmp_path):
         ('partitio = "x"', r"no profile key 'partitio': known are partition, .*; perhaps partition"),
         ("cpus_per_run = 1.5", "cpus_per_run must be a whole number, got 1.5"),
         ("cpus_per_run = 0", "cpus_per_run must be at least 1, got 0"),
+        ("mem_gb_per_run = inf", "mem_gb_per_run must be a number, got inf"),
+        ("mem_gb_per_run = nan", "mem_gb_per_run must be a number, got nan"),
+        ("cpus_per_run = inf", "cpus_per_run must be a whole number, got inf"),
         ("mps = 1", "mps must be true or false, got 1"),
         ("partition = true", "partition must be a string, got True"),
         ("setup = [1]", "setup must be a list of strings"),
@@ -54,6 +57,15 @@ def test_a_mistake_is_named_with_its_file(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as caught:
         profile.load(written(tmp_path, text))
     assert "site.toml" in str(caught.value)
+
+
+def test_infinity_on_the_command_line_and_a_file_that_is_not_utf8_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="--cluster-set: mem_gb_per_run must be a number, got 'inf'"):
+        profile.load(None, {"mem_gb_per_run": "inf"})
+    path = tmp_path / "site.toml"
+    path.write_bytes(b"# caf\xe9\n")
+    with pytest.raises(ValueError, match="site.toml is not UTF-8: byte 0xe9 at position 5, line 1"):
+        profile.load(path)
 
 
 def test_a_missing_file_says_where_examples_are(tmp_path):

@@ -92,6 +92,15 @@ HEAD = 'title = "T"\nquestion = "Q?"\n'
         (HEAD + '[overrides]\nplanner.elites = "many"\n', "must be an integer"),
         (HEAD + "[overrides]\nplanner.elites = 5000\n", "must be in 1..planner.candidates"),
         (HEAD + "[overrides]\nseed = 5\n", "command line"),
+        (
+            HEAD + '[overrides]\nplanner.horizon = "6"\n',
+            "must be an integer, got the string '6': write it without quotes",
+        ),
+        (HEAD + '[overrides]\nplanner.warm_start = "true"\n', "must be true or false, got the string 'true'"),
+        (
+            HEAD + '[overrides]\n"planner.horizon" = 6\n[overrides.planner]\nhorizon = 7\n',
+            "planner.horizon is given twice, 6 and 7",
+        ),
         (HEAD, "changes nothing"),
         ('title = "T"\n[overrides]\nplanner.horizon = 6\n', "lacks question"),
         ("title = 3\n", "must be a string"),
@@ -105,6 +114,13 @@ def test_a_mistake_in_a_file_is_refused_and_the_file_named(tmp_path: Path, text:
     with pytest.raises(ValueError, match=message) as caught:
         variants.load(path)
     assert path in str(caught.value)
+
+
+def test_a_file_that_is_not_utf8_is_named_with_the_place(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b'title = "caf\xe9"\n')
+    with pytest.raises(ValueError, match=f"{path} is not UTF-8: byte 0xe9 at position 12, line 1; save it as UTF-8"):
+        variants.load(str(path))
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:

@@ -1,9 +1,22 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from planet.config import Config, diff, flatten, from_toml, identity_hash, override, parse_changes, to_toml
+from planet import held_out
+from planet.config import (
+    HELD_OUT_EPISODES,
+    Config,
+    diff,
+    flatten,
+    from_toml,
+    identity_hash,
+    load,
+    override,
+    parse_changes,
+    to_toml,
+)
 from planet.presets import PRESETS, resolve
 from planet.tasks import TASKS
 
@@ -68,7 +81,14 @@ def test_changes_are_checked_together():
         ({"objective.free_nats": -1}, ValueError, ["objective.free_nats", "at least 0"]),
         ({"model.transition": "gru"}, ValueError, ["'rssm'", "'ssm'", "'drnn'", "'gru'"]),
         ({"model.bit_depth": 9}, ValueError, ["1..8", "9"]),
+        ({"planner.elites": 10**400}, ValueError, ["an integer"]),
         ({"runtime.device": "tpu"}, ValueError, ["cpu", "cuda", "'tpu'"]),
+        ({"runtime.device": "cuda:abc"}, ValueError, ["runtime.device", "auto, cpu, cuda or cuda:N", "'cuda:abc'"]),
+        ({"runtime.device": "cuda:-1"}, ValueError, ["cuda:N", "'cuda:-1'"]),
+        ({"runtime.device": "cpu:0"}, ValueError, ["cuda:N", "'cpu:0'"]),
+        ({"schedule.open_loop_episodes": 11}, ValueError, ["schedule.open_loop_episodes", "at most 10", "11"]),
+        ({"env.action_repeat": -1}, ValueError, ["env.action_repeat", "at least 0", "-1"]),
+        ({"seed": 2**63}, ValueError, ["seed", "0..9223372036854775807", "9223372036854775808"]),
         ({"env.episode_env_steps": 2000}, ValueError, ["1000", "2000"]),
     ],
 )
@@ -87,6 +107,38 @@ def test_a_chunk_longer_than_an_episode_is_refused():
     assert resolve("cartpole_swingup", changes={"batch.chunk": 126}).batch.chunk == 126
 
 
+def test_of_several_tasks_the_largest_action_repeat_decides_how_long_a_chunk_may_be():
+    words = r"at most the 11 frames of an episode \(env.episode_env_steps 80 // action repeat 8, .*got 50"
+    with pytest.raises(ValueError, match=words):
+        resolve("dmc6", changes={"env.episode_env_steps": 80})
+
+    assert resolve("dmc6", changes={"env.episode_env_steps": 400}).batch.chunk == 50  # cartpole's 51 frames
+    assert Config(task="a_task_of_your_own").batch.chunk == 50  # its action repeat is known where it is registered
+
+
+def test_an_action_repeat_of_0_is_the_tasks_own_and_the_same_run():
+    assert resolve("walker_walk", changes={"env.action_repeat": "0"}) == resolve("walker_walk")
+    assert resolve("dmc6").env.action_repeat == 0
+
+
+def test_as_many_open_loop_episodes_as_the_package_has_are_allowed():
+    with np.load(held_out.DATA) as data:
+        assert {len(data[f"{name}_seeds"]) for name in TASKS} == {HELD_OUT_EPISODES}
+
+    assert resolve("cheetah_run", changes={"schedule.open_loop_episodes": HELD_OUT_EPISODES})
+
+
+def test_a_string_in_a_numbers_place_is_parsed_from_the_command_line_and_refused_from_toml():
+    assert resolve("cheetah_run", changes={"planner.horizon": "6"}).planner.horizon == 6
+    with pytest.raises(ValueError, match=r"planner.horizon must be an integer, got the string '6': write it without"):
+        resolve("cheetah_run", ablation={"planner.horizon": "6"})
+    with pytest.raises(ValueError, match=r"planner.warm_start must be true or false, got the string 'true'"):
+        resolve("cheetah_run", ablation={"planner.warm_start": "true"})
+    with pytest.raises(ValueError, match=r"config.toml: planner.horizon must be an integer, got the string '12'"):
+        from_toml(to_toml(Config()).replace("horizon = 12", 'horizon = "12"'))
+    assert resolve("cheetah_run", ablation={"model.activation": "elu"}).model.activation == "elu"
+
+
 def test_bad_toml_names_the_file_and_an_incomplete_file_its_gaps():
     with pytest.raises(ValueError, match="here.toml is not valid TOML"):
         from_toml("task = ", "here.toml")
@@ -94,6 +146,16 @@ def test_bad_toml_names_the_file_and_an_incomplete_file_its_gaps():
         from_toml('task = "cheetah_run"')
     with pytest.raises(ValueError, match=r"here.toml: no config key 'planner\.elite'"):
         from_toml(to_toml(Config()).replace("elites =", "elite ="), "here.toml")
+    with pytest.raises(ValueError, match=r"here.toml: planner\.horizon is given twice, 6 and 12"):
+        from_toml('"planner.horizon" = 6\n' + to_toml(Config()), "here.toml")
+
+
+def test_a_file_that_is_not_utf8_is_named_with_the_place(tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_bytes(b'task = "cheetah_run"\n# caf\xe9\n')
+
+    with pytest.raises(ValueError, match=r"config.toml is not UTF-8: byte 0xe9 at position 26, line 2; save it as"):
+        load(file)
 
 
 def test_layers_override_in_order_preset_task_ablation_set_seed():

@@ -31,6 +31,21 @@ def test_auto_is_refused_where_a_promised_gpu_cannot_be_seen(visible: str, monke
     assert {"gpu": "problem"}.items() <= {check.name: check.state for check in doctor.torch()}.items()
 
 
+@pytest.mark.parametrize("device", ["foo", "cuda:abc", "mps"])
+def test_what_is_no_device_is_refused_under_the_name_it_was_given_by(device: str) -> None:
+    with pytest.raises(ValueError, match=f"^--device must be auto, cpu, cuda or cuda:N .*, got '{device}'"):
+        hardware.resolve_device(device, "--device")
+
+
+def test_a_gpu_that_is_not_there_is_refused_and_one_that_is_there_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    assert hardware.resolve_device("cuda") == torch.device("cuda:0")
+    assert hardware.resolve_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ValueError, match="runtime.device is 'cuda:2', but torch .* sees 2 GPUs"):
+        hardware.resolve_device("cuda:2")
+
+
 def test_auto_is_the_first_visible_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 

@@ -1,5 +1,6 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,12 +59,14 @@ def test_each_update_is_timed_with_a_batch_of_its_own(monkeypatch: pytest.Monkey
     assert not np.array_equal(seen[0], seen[1])
 
 
+COST = profile.Cost(
+    task="cartpole_swingup", update=0.0111, decision=0.0222, decision_all=0.0333, env_step=0.0444, train=55.5,
+    plan=66.6, env=77.7, evaluation=88.8, total_hours=99.9,
+)  # fmt: skip
+
+
 def test_the_table_has_seconds_per_phase_and_hours(capsys: Any, monkeypatch: Any) -> None:
-    cost = profile.Cost(
-        task="cartpole_swingup", update=0.0111, decision=0.0222, decision_all=0.0333, env_step=0.0444, train=55.5,
-        plan=66.6, env=77.7, evaluation=88.8, total_hours=99.9,
-    )  # fmt: skip
-    monkeypatch.setattr(profile, "measure", lambda *_, **__: cost)
+    monkeypatch.setattr(profile, "measure", lambda *_, **__: COST)
     monkeypatch.setattr(profile.hardware, "keep_freed_memory", lambda: None)  # it would stay so for other tests
 
     assert profile.main(["--task", "cartpole_swingup", "--threads", str(torch.get_num_threads())]) == 0
@@ -75,6 +78,31 @@ def test_the_table_has_seconds_per_phase_and_hours(capsys: Any, monkeypatch: Any
     assert "100 updates" in out and "hours for 1000 episodes" in " ".join(out.split())
 
 
-def test_an_unknown_task_is_refused(capsys):
-    assert profile.main(["--task", "cheetah_rum"]) == 2
-    assert "perhaps cheetah_run" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--task", "cheetah_rum"], "perhaps cheetah_run"),
+        (["--threads", "-1"], "--threads must be at least 0 (0: the cores of this process), got -1"),
+        (["--seconds", "0"], "--seconds must be greater than 0, got 0.0"),
+        (["--device", "foo"], "--device must be auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_a_wrong_option_is_refused(capsys, monkeypatch, words, message):
+    monkeypatch.setattr(profile, "measure", lambda *_, **__: pytest.fail("measured"))
+
+    assert profile.main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_group_stands_for_its_tasks_each_measured_once(monkeypatch):
+    measured = []
+
+    def measure(task, config, *_, budget):
+        measured.append((task.name, config.task))
+        return replace(COST, task=task.name)
+
+    monkeypatch.setattr(profile, "measure", measure)
+    monkeypatch.setattr(profile.hardware, "keep_freed_memory", lambda: None)  # it would stay so for other tests
+
+    assert profile.main(["--task", "walker_walk", "dmc6", "--threads", str(torch.get_num_threads())]) == 0
+    assert measured == [(name, name) for name in sorted(TASKS, key=lambda name: name != "walker_walk")]
