@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import subprocess
@@ -35,6 +36,13 @@ class Options:
     profile: Profile
     profile_named: bool = False
     """A cluster profile, or a key of it, was given: this machine cannot honour it."""
+
+
+def positive(text: str) -> int:
+    """Return an option's number of runs; argparse says what is wrong with others."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return int(text)
 
 
 class Executor(Protocol):

@@ -64,8 +64,8 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto: slurm on a machine of a cluster, else local",
     )
-    how.add_argument("--max-parallel", type=_positive, metavar="N", help="runs (Slurm: jobs) at a time")
-    how.add_argument("--runs-per-gpu", type=_positive, metavar="K", help="runs that share a GPU (default 1)")
+    how.add_argument("--max-parallel", type=dispatch.positive, metavar="N", help="runs (Slurm: jobs) at a time")
+    how.add_argument("--runs-per-gpu", type=dispatch.positive, metavar="K", help="runs that share a GPU (default 1)")
     how.add_argument("--cluster", type=Path, metavar="FILE", help="a cluster profile, see slurm/README.md")
     how.add_argument(
         "--cluster-set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change a key of the profile"
@@ -73,12 +73,6 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--retry-failed", action="store_true", help="start failed runs again, from their last checkpoint")
     how.add_argument("--dry-run", action="store_true", help="print plan, cost and job script; start nothing")
     return p
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
-    return int(text)
 
 
 def make_plan(arguments: argparse.Namespace) -> Plan:
@@ -98,6 +92,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
 
     seeds = attempt(plan.parse_seeds, arguments.seeds)
     changes = attempt(parse_changes, arguments.set)
+    attempt(plan.check_folder, arguments.runs / arguments.preset)
     if arguments.preset not in presets.PRESETS:
         attempt(lambda: presets.resolve("cartpole_swingup", preset=arguments.preset))
     for name in arguments.tasks or ():

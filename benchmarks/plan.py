@@ -28,6 +28,7 @@ STATES: tuple[State, ...] = ("new", "resume", "waiting", "running", "done", "fai
 FORMAT = 1
 CUSTOM = "custom"
 """The plan of a sweep put together by hand."""
+MAX_SEEDS = 10_000
 
 
 class PlanError(ValueError):
@@ -89,24 +90,34 @@ class Item:
     why: str
 
 
+def check_folder(path: Path) -> None:
+    """Raise ValueError where a file is in the way of a folder for runs."""
+    there = next(p for p in (path, *path.parents) if p.exists())
+    if not there.is_dir():
+        raise ValueError(f"--runs must be a folder, or a name for a new one, but {there} is a file; choose another")
+
+
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Return the seeds meant by `5` (0..4), `2:6` (2..5) or `1,7` (those).
 
     Raises:
-        ValueError: anything else, or no seed at all.
+        ValueError: anything else, no seed at all, or more than `MAX_SEEDS`.
     """
-    problem = ValueError(f"--seeds must be a count (5), a range (2:6, the end excluded) or a list (1,7), got {text!r}")
+    problem = ValueError(
+        f"--seeds must be a count (5), a range (2:6, the end excluded) or a list (1,7), {MAX_SEEDS} seeds at most, "
+        f"got {text!r}"
+    )
     try:
         if "," in text:
-            seeds = tuple(int(part) for part in text.split(",") if part.strip())
+            seeds = [int(part) for part in text.split(",") if part.strip()]
         elif ":" in text:
             start, end = text.split(":")
-            seeds = tuple(range(int(start or 0), int(end)))
+            seeds = range(int(start or 0), int(end))
         else:
-            seeds = tuple(range(int(text)))
+            seeds = range(int(text))
     except ValueError:
         raise problem from None
-    if not seeds or min(seeds) < 0:
+    if not seeds or seeds[MAX_SEEDS:] or min(seeds) < 0:
         raise problem
     return tuple(dict.fromkeys(seeds))
 
@@ -225,9 +236,9 @@ def examine(
     problems: list[str] = []
     for run in plan.runs:
         try:
-            record = read_json(run.path / "run.json")
-            if record is not None and record.get("config_hash") != identity_hash(run.config):
-                # Makes nothing: the configuration differs, or the folder is of another format.
+            record = RunDir(run.path).record()
+            if record is not None and record["config_hash"] != identity_hash(run.config):
+                # Makes nothing: the configuration differs.
                 RunDir.open(run.path)
                 RunDir.create(run.path, run.config, preset=run.preset, variant=run.variant)
             status = RunDir(run.path).status() if record is not None else None
@@ -283,7 +294,7 @@ def write(plan: Plan) -> None:
         OSError: the folder cannot be written.
     """
     try:
-        earlier = read_json(plan.file) or {}
+        earlier = read(plan.file)
     except ValueError:
         earlier = {}  # damaged: it is only a list of what was asked, so it is made anew
     runs = {(r["variant"], r["task"], r["seed"]): r for r in earlier.get("runs", [])}
@@ -308,6 +319,32 @@ def write(plan: Plan) -> None:
             error.errno, f"cannot make the folder of runs ({error.strerror}); choose --runs", str(plan.file.parent)
         ) from error
     write_atomic(plan.file, (json.dumps(content, indent=1) + "\n").encode())
+
+
+_ROWS: dict[str, dict[str, type]] = {
+    "runs": {"variant": str, "task": str, "seed": int, "path": str},
+    "same": {"variant": str, "task": str, "seed": int, "same_as": str},
+}
+
+
+def read(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return a plan file's `runs` and `same`; empty where there is no such file.
+
+    Raises:
+        ValueError: damaged, or of another shape.
+    """
+    data = read_json(path) or {}
+    for name, fields in _ROWS.items():
+        rows = data.get(name, [])
+        if not isinstance(rows, list) or not all(
+            isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in fields.items())
+            for row in rows
+        ):
+            raise ValueError(
+                f"{path} is damaged ({name} must be a list of objects with {', '.join(fields)}); move it away, "
+                "benchmarks/launch.py writes it anew"
+            )
+    return data
 
 
 def seeds_text(seeds: Sequence[int]) -> str:

@@ -33,7 +33,7 @@ from benchmarks.plan import Item, Run
 from planet import lease
 from planet.config import parse_changes
 from planet.progress import duration
-from planet.run_dir import RunDir, read_json
+from planet.run_dir import RunDir
 
 STATES = ("running", "waiting", "failed", "died", "stopped", "new", "done")
 SILENT_SECONDS = 120.0
@@ -95,7 +95,7 @@ def runs_of(folder: Path, suite: str | None) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; benchmarks/launch.py makes runs/<preset>")
     files = sorted([*folder.glob("plans/*.json"), *folder.glob("*/plans/*.json")])
-    plans = {path: read_json(path) or {} for path in files}
+    plans = {path: plan.read(path) for path in files}
     if suite is not None:
         chosen = {path: data for path, data in plans.items() if path.stem == suite}
         if not chosen:
@@ -141,7 +141,7 @@ def read(path: Path, queue: Queue) -> Row:
     """Return one run's row; a damaged run directory is a row in state failed, not an error."""
     name = "/".join(path.parts[-4:])
     try:
-        record = read_json(path / "run.json")
+        record = RunDir(path).record()
         status = RunDir(path).status() if record else None
         state, why = plan.state_of(path, status, job_of=queue.job_of, knows=queue.knows)
     except ValueError as error:
@@ -252,7 +252,11 @@ def cancel(paths: Sequence[Path]) -> int:
     for preset_folder in dict.fromkeys(preset_folder_of(path) for path in paths):
         queue = Queue.read(preset_folder)
         for path in (p for p in paths if preset_folder_of(p) == preset_folder):
-            state, why = plan.state_of(path, RunDir(path).status(), job_of=queue.job_of, knows=queue.knows)
+            try:
+                status = RunDir(path).status()
+            except ValueError:  # damaged: the lease and the queue say whether it is at work
+                status = None
+            state, why = plan.state_of(path, status, job_of=queue.job_of, knows=queue.knows)
             if state not in ("waiting", "running"):
                 continue
             held = lease.look(path)
@@ -307,6 +311,7 @@ def retry(folders: Sequence[Path], suite: str | None, options: dispatch.Options)
 def _as_planned(path: Path) -> Run:
     run = RunDir.open(path)
     record = run.run()
+    run.status()  # a damaged one is told before anything starts
     return Run(
         preset=record["preset"], variant=record["variant"], task=record["task"], seed=record["seed"],
         config=run.config(), question=record.get("question", ""), path=path,
@@ -359,8 +364,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
         p.add_argument("--executor", choices=("auto", "slurm", "local", "inline"), default="auto")
         p.add_argument("--cluster", type=Path, metavar="FILE")
         p.add_argument("--cluster-set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
-        p.add_argument("--max-parallel", type=int, metavar="N")
-        p.add_argument("--runs-per-gpu", type=int, metavar="K")
+        p.add_argument("--max-parallel", type=dispatch.positive, metavar="N")
+        p.add_argument("--runs-per-gpu", type=dispatch.positive, metavar="K")
     elif command == "":
         p.add_argument("--watch", action="store_true", help="a live table, until nothing runs or waits")
         p.add_argument("--json", action="store_true", help="the rows as a JSON list")

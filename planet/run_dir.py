@@ -44,6 +44,7 @@ STATUS_FIELDS = (
     "restarts", "error", "traceback",
 )  # fmt: skip
 """What a run may say of itself in status.json; format, heartbeat, pid and host are added on writing."""
+_STATUS_TEXTS = ("state", "phase", "error", "traceback")
 
 EPISODE_KINDS = ("seed", "train", "eval")
 EPISODE_FIELDS: dict[str, tuple[type, ...]] = {
@@ -54,6 +55,19 @@ METRICS_FIELDS: dict[str, tuple[type, ...]] = {
     "updates": (int,), "env_steps": (int,), "wall_seconds": (int, float),
 }  # fmt: skip
 """What every row of metrics.jsonl has; all other keys are numbers under the name of what was measured."""
+
+_NULL = type(None)
+_CODE_FIELDS: dict[str, tuple[type, ...]] = {"git": (dict,), "code_hash": (str,), "versions": (dict,)}
+RUN_FIELDS: dict[str, tuple[type, ...]] = {
+    "preset": (str,), "variant": (str,), "task": (str,), "seed": (int,), "question": (str,), "config_hash": (str,),
+    "starts": (list,), **_CODE_FIELDS,
+}  # fmt: skip
+"""What every run.json has at least, beside its format."""
+START_FIELDS: dict[str, tuple[type, ...]] = {
+    "host": (str,), "processor": (str,), "gpus": (list,), "slurm": (dict,), "resolved": (dict,), "changed": (list,),
+    **_CODE_FIELDS,
+}  # fmt: skip
+"""What every entry of its `starts` has at least."""
 
 
 def run_path(runs: Path, preset: str, variant: str, task: str, seed: int) -> Path:
@@ -267,28 +281,57 @@ class RunDir:
             FileNotFoundError: no run directory. ValueError: damaged, or of another format.
         """
         run = cls(path)
-        record = read_json(run.run_json)
-        if record is None or not run.config_toml.exists():
+        if run.record() is None or not run.config_toml.exists():
             raise FileNotFoundError(
                 f"{path} is no run directory (no run.json and config.toml); benchmarks/launch.py makes them"
             )
-        if record.get("format") != FORMAT:
-            raise ValueError(f"{path} has format {record.get('format')!r}, this program reads {FORMAT}")
         return run
 
     def config(self) -> Config:
         return configs.load(self.config_toml)
 
-    def run(self) -> dict[str, Any]:
-        """Return run.json."""
+    def record(self) -> dict[str, Any] | None:
+        """Return run.json, or None where there is none.
+
+        Raises:
+            ValueError: damaged (a field is missing or of a wrong type), or of another format.
+        """
         record = read_json(self.run_json)
+        if record is None:
+            return None
+        if record.get("format") != FORMAT:
+            raise ValueError(f"{self.path} has format {record.get('format')!r}, this program reads {FORMAT}")
+        try:
+            _check_record(record)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.run_json} is damaged ({error}); bring it back from a copy, or move the run directory away to "
+                "start over"
+            ) from None
+        return record
+
+    def run(self) -> dict[str, Any]:
+        """Return run.json, which must be there."""
+        record = self.record()
         if record is None:
             raise FileNotFoundError(f"{self.run_json} is missing")
         return record
 
     def status(self) -> dict[str, Any] | None:
-        """Return status.json, or None for a run that never started."""
-        return read_json(self.status_json)
+        """Return status.json, or None for a run that never started.
+
+        Raises:
+            ValueError: damaged: a field is of a wrong type.
+        """
+        status = read_json(self.status_json)
+        if status is None:
+            return None
+        types = {name: (str, _NULL) if name in _STATUS_TEXTS else (int, float, _NULL) for name in STATUS_FIELDS}
+        try:
+            _check_row(self.status_json.name, status, {name: types[name] for name in types if name in status})
+        except ValueError as error:
+            raise ValueError(f"{self.status_json} is damaged ({error}); move it away and start the run again") from None
+        return status
 
     def lost_checkpoint(self) -> str | None:
         """Return what is wrong and what to do where a run has got on but has no checkpoint to go on from; else None.
@@ -487,14 +530,28 @@ def _open_rows(path: Path) -> BufferedRandom:
     return file
 
 
-def _check_row(file: str, row: Mapping[str, Any], fields: Mapping[str, tuple[type, ...]]) -> None:
+def _check_record(record: Mapping[str, Any]) -> None:
+    _check_row("run.json", record, RUN_FIELDS)
+    _check_row("run.json", {"resolved": {}, **record}, {"resolved": (dict,)})
+    for number, start in enumerate(record["starts"], 1):
+        _check_row(f"start {number}", start, START_FIELDS)
+        for gpu in start["gpus"]:
+            _check_row(f"a GPU of start {number}", gpu, {"name": (str,), "driver": (str,)})
+    for made in (record, *record["starts"]):
+        _check_row("git", made["git"], {"commit": (str, _NULL), "dirty": (bool, _NULL)})
+        _check_row("versions", made["versions"], {**dict.fromkeys(made["versions"], (str, _NULL)), "python": (str,)})
+
+
+def _check_row(file: str, row: Any, fields: Mapping[str, tuple[type, ...]]) -> None:
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{file} must be an object, got {row!r}")
     missing = [name for name in fields if name not in row]
     if missing:
-        raise ValueError(f"a row of {file} lacks {', '.join(missing)}")
+        raise ValueError(f"{file} lacks {', '.join(missing)}")
     for name, types in fields.items():
         value = row[name]
-        if not isinstance(value, types) or isinstance(value, bool):
-            wanted = " or ".join(t.__name__ for t in types)
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            wanted = " or ".join("null" if t is _NULL else t.__name__ for t in types)
             raise ValueError(f"{name} of {file} must be {wanted}, got {value!r}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} of {file} must be finite, got {value}")

@@ -81,6 +81,15 @@ def test_help_comes_fast_and_loads_nothing_heavy():
         (["--set", "planner.elites=many"], "planner.elites must be an integer, got 'many'"),
         (["--set", "planner.elites=2000"], r"planner.elites must be in 1..planner.candidates \(1000\), got 2000"),
         (["--set", "batch.chunk=900"], "batch.chunk must be at most the"),
+        (["--ablations", "multitask", "--set", "env.episode_env_steps=80"], "at most the 11 frames.*multitask on dmc6"),
+        (["--set", "runtime.device=cuda:abc"], "runtime.device must be auto, cpu, cuda or cuda:N"),
+        (["--set", "schedule.open_loop_episodes=50"], "schedule.open_loop_episodes must be at most 10"),
+        (["--seeds", "99999999999999999999"], "--seeds must be a count.*10000 seeds at most"),
+        (["--seeds", "1,99999999999999999999"], "config.seed must be in 0..9223372036854775807"),
+        (
+            ["--executor", "slurm", "--dry-run", "--cluster-set", "mem_gb_per_run=inf"],
+            "mem_gb_per_run must be a number",
+        ),
         (["--set", "seed=3"], "'seed' cannot be set here"),
         (["--set", "planner.elites"], "--set takes key=value, got 'planner.elites'"),
         (["--cluster", "/nowhere.toml"], "no cluster profile /nowhere.toml"),
@@ -113,8 +122,23 @@ def test_an_ablation_file_that_is_wrong_stops_everything(tmp_path, capsys, recor
     assert recording.started == []
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_anything_starts(tmp_path, capsys, recording):
-    (tmp_path / "runs").write_text("a file in the way")
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+@pytest.mark.parametrize("blocked", ["runs", "runs/smoke"])
+def test_a_file_in_the_folders_place_is_told_before_the_plan(tmp_path, capsys, recording, words, blocked):
+    (tmp_path / blocked).parent.mkdir(exist_ok=True)
+    (tmp_path / blocked).write_text("a file in the way")
+    assert main(tmp_path, *ONE, *words) == 2
+
+    out, error = capsys.readouterr()
+    assert f"--runs must be a folder, or a name for a new one, but {tmp_path / blocked} is a file" in error
+    assert out == "" and recording.started == []
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_starts(tmp_path, capsys, recording, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refused)  # whoever runs the test may write anywhere
     assert main(tmp_path, *ONE) == 2
 
     assert "choose --runs" in capsys.readouterr().err

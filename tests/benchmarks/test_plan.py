@@ -36,9 +36,12 @@ def test_seeds_are_a_count_a_range_or_a_list(text, seeds):
     assert plan.parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "0", "x", "-1", "3:3", "1:2:3", "-1,2", "1.5"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "0", "x", "-1", "3:3", "1:2:3", "-1,2", "1.5", "10001", "99999999999999999999", "5:99999999999999999999"],
+)
 def test_other_seeds_are_refused_with_the_three_forms(text):
-    with pytest.raises(ValueError, match=r"count \(5\), a range \(2:6.*list \(1,7\), got"):
+    with pytest.raises(ValueError, match=r"count \(5\), a range \(2:6.*list \(1,7\), 10000 seeds at most, got"):
         plan.parse_seeds(text)
 
 
@@ -199,6 +202,29 @@ def test_the_plan_file_remembers_seeds_asked_for_earlier(tmp_path):
     assert content["same"] == [
         {"variant": "action_repeat_4", "task": "cheetah_run", "seed": k, "same_as": "base"} for k in (0, 1)
     ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"runs": 3}',
+        '{"runs": [1]}',
+        '{"runs": [{"variant": "base", "task": "cheetah_run", "seed": 0}]}',
+        '{"runs": [{"variant": "base", "task": "cheetah_run", "seed": 0, "path": 3}]}',
+        '{"same": {}}',
+        "[]",
+        "{",
+    ],
+)
+def test_a_plan_file_of_another_shape_is_named_and_written_anew(tmp_path, content):
+    planned = expand(tmp_path, seeds=(0,), suite="mine")
+    planned.file.parent.mkdir(parents=True)
+    planned.file.write_text(content)
+
+    with pytest.raises(ValueError, match=r"plans/mine\.json (is damaged|must hold a JSON object).*move it away"):
+        plan.read(planned.file)
+    plan.write(planned)
+    assert [run["path"] for run in plan.read(planned.file)["runs"]] == ["base/cheetah_run/seed_0"]
 
 
 def test_the_table_joins_seeds_of_one_state(tmp_path):

@@ -106,6 +106,45 @@ def test_a_damaged_run_is_a_failed_row(runs, capsys):
     assert found[1]["state"] == "failed" and "is damaged" in found[1]["error"]
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "what"),
+    [
+        ("status.json", {"last_eval": "many"}, "last_eval of status.json must be int or float or null, got 'many'"),
+        ("status.json", {"eta_seconds": []}, "eta_seconds of status.json must be int or float or null"),
+        ("run.json", {"starts": 5}, "starts of run.json must be list, got 5"),
+        ("run.json", {"starts": [3]}, "start 1 must be an object, got 3"),
+    ],
+)
+def test_a_run_with_a_wrong_field_is_a_failed_row_beside_the_others(runs, capsys, file, change, what):
+    make(runs, 0, state="done", episode=9, episodes_total=9, last_eval=811.6)
+    path = make(runs, 1, state="failed", error="x", last_eval=3.0).path / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+
+    assert status.main([str(runs)]) == 1
+    assert "2 runs: 1 failed, 1 done" in capsys.readouterr().out
+    _, found = rows(capsys, runs)
+    assert found[1]["state"] == "failed" and what in found[1]["error"] and str(path) in found[1]["error"]
+    assert status.main(["retry", str(runs), "--executor", "inline"]) == 2
+    assert what in capsys.readouterr().err
+    assert status.main(["cancel", str(runs)]) == 0
+
+
+def test_a_plan_of_another_shape_is_named(runs, capsys):
+    make(runs, 0, state="done")
+    (runs / "smoke/plans").mkdir()
+    (runs / "smoke/plans/mine.json").write_text('{"runs": [{"variant": "base"}]}')
+
+    assert status.main([str(runs)]) == 2
+    assert "plans/mine.json is damaged (runs must be a list of objects with variant" in capsys.readouterr().err
+
+
+def test_retry_takes_numbers_of_runs_above_0_only(runs, capsys):
+    with pytest.raises(SystemExit) as ended:
+        status.main(["retry", str(runs), "--max-parallel", "-1"])
+
+    assert ended.value.code == 2 and "must be a whole number above 0, got '-1'" in capsys.readouterr().err
+
+
 def test_restarts_and_changed_code_are_shown(runs, capsys, monkeypatch):
     run = make(runs, 0, state="stopped")
     run.record_start(threads=1)
