@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -103,7 +104,7 @@ def export_weights(run_dir: RunDir, target: Path) -> RunDir:
     """
     content = load(run_dir.checkpoints)
     if content is None or "learner" not in content:
-        raise FileNotFoundError(f"{run_dir.path} has no checkpoint of a trained model; nothing to export")
+        raise FileNotFoundError(f"nothing to export: {why_no_model(run_dir)}")
     exported = RunDir(target)
     target.mkdir(parents=True, exist_ok=True)
     for source, copy in ((run_dir.config_toml, exported.config_toml), (run_dir.run_json, exported.run_json)):
@@ -132,9 +133,21 @@ def load_model(run_dir: RunDir, device: torch.device | str = "cpu") -> tuple[dic
         except _Damaged as error:
             raise CheckpointError(f"no readable weights: {error}") from None
         return content["world_model"], content["progress"]
-    raise FileNotFoundError(
-        f"{run_dir.path} has no checkpoint yet and no {run_dir.weights.name}; train it first: python -m planet.train"
-    )
+    raise FileNotFoundError(why_no_model(run_dir))
+
+
+def why_no_model(run_dir: RunDir) -> str:
+    """Return why a run has neither a checkpoint of a model nor exported weights, and how to get one."""
+    path = shlex.quote(str(run_dir.path))
+    if run_dir.config().planner.dynamics == "simulator":
+        return f"{path} plans in the true simulator and has no model; its returns are in {run_dir.episodes_jsonl.name}"
+    if run_dir.lost_checkpoint():
+        return (
+            f"{path} was trained, but has no checkpoint and no {run_dir.weights.name} (copies and results/ come "
+            f"without); bring {run_dir.checkpoints.name}/ back, or train it again: python -m planet.reproduce {path} "
+            "says how"
+        )
+    return f"{path} has no checkpoint yet and no {run_dir.weights.name}; train it first: python -m planet.train {path}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

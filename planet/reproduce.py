@@ -9,20 +9,23 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from planet import provenance
-from planet.run_dir import RunDir
+from planet.run_dir import RunDir, run_path
 
 KEPT = ("precision", "threads")
 """What a repetition takes over from the first start; the rest of `resolved` says where it ran."""
 
 
 def commands(run_dir: RunDir) -> list[str]:
-    """Return the shell lines that repeat the run, each with what it needs; comments say what they cannot.
+    """Return the shell lines that repeat the run, in a clone of the repository; comments say what they cannot.
+
+    The repetition goes to again/<preset>/<variant>/<task>/seed_<k>.
 
     Raises:
         FileNotFoundError, ValueError: not a run directory, or damaged.
@@ -30,8 +33,9 @@ def commands(run_dir: RunDir) -> list[str]:
     record = run_dir.run()
     starts: list[Mapping[str, Any]] = record["starts"]
     made = starts[0] if starts else record
-    path = run_dir.path.absolute()
-    lines = [f"# {record['preset']}/{record['variant']}/{record['task']}/seed_{record['seed']}"]
+    names = (record["preset"], record["variant"], record["task"], record["seed"])
+    again = run_path(Path("again"), *names)
+    lines = [f"# {run_path(Path(), *names)}"]
     states = {(start["git"]["commit"], start["code_hash"]) for start in starts}
     if len(states) > 1:
         lines.append(
@@ -40,6 +44,9 @@ def commands(run_dir: RunDir) -> list[str]:
     for start in starts[1:]:
         if start["changed"]:
             lines.append(f"# a restart changed {', '.join(start['changed'])}")
+    # First: a checkout takes a run of results/ away, with its patches.
+    path = shlex.quote(str(run_dir.path.absolute()))
+    lines.append(f"python -m planet.reproduce {path} --into {shlex.quote(str(again))}")
     commit = made["git"]["commit"]
     if commit is None:
         lines.append(f"# the code was no git checkout; its hash is {made['code_hash']}")
@@ -47,7 +54,7 @@ def commands(run_dir: RunDir) -> list[str]:
         lines.append(f"git checkout {commit}")
     if made["git"]["dirty"]:
         patch = made.get("patch")
-        lines.append(f"git apply {shlex.quote(str(path / patch))}" if patch else "# with changes that were not kept")
+        lines.append(f"git apply {shlex.quote(str(again / patch))}" if patch else "# with changes that were not kept")
     # An index has no builds like 2.13.0+cpu under that name; the version without it takes the one that fits.
     pins = [
         f"{name}=={version.partition('+')[0]}"
@@ -56,8 +63,6 @@ def commands(run_dir: RunDir) -> list[str]:
     ]
     builds = [f", {name} {version}" for name, version in made["versions"].items() if version and "+" in version]
     lines.append(f"pip install {' '.join(pins)}   # Python {made['versions']['python']}{''.join(builds)}")
-    again = path.with_name(f"{path.name}_again")
-    lines.append(f"python -m planet.reproduce {shlex.quote(str(path))} --into {shlex.quote(str(again))}")
     device = _device(made)
     lines.append(f"python -m planet.train {shlex.quote(str(again))}{device}")
     return lines
@@ -88,14 +93,14 @@ def differences(run_dir: RunDir) -> list[str]:
 
 
 def prepare(run_dir: RunDir, into: Path) -> RunDir:
-    """Make a run directory that repeats the run: same configuration, and what `auto` meant.
+    """Make a run directory that repeats the run: same configuration, what `auto` meant, and the patches of its code.
 
     Raises:
         FileExistsError: `into` holds another run. OSError: it cannot be written.
     """
     record = run_dir.run()
     resolved = {name: value for name, value in (run_dir.resolved() or {}).items() if name in KEPT}
-    return RunDir.create(
+    made = RunDir.create(
         into,
         run_dir.config(),
         preset=record["preset"],
@@ -103,6 +108,9 @@ def prepare(run_dir: RunDir, into: Path) -> RunDir:
         question=record["question"],
         resolved=resolved,
     )
+    if run_dir.patches.is_dir():
+        shutil.copytree(run_dir.patches, made.patches, dirs_exist_ok=True)
+    return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:

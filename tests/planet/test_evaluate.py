@@ -108,9 +108,37 @@ def test_a_run_without_checkpoint_and_weights_is_refused(tmp_path, capsys):
     shutil.rmtree(run.checkpoints)
 
     assert evaluate.main([str(run.path)]) == 2
-    assert "no checkpoint yet and no weights.pt" in capsys.readouterr().err
+    assert "no checkpoint yet and no weights.pt; train it first" in capsys.readouterr().err
     assert checkpoint.main(["export", str(run.path), str(tmp_path / "shipped")]) == 2
     assert "nothing to export" in capsys.readouterr().err and not (tmp_path / "shipped").exists()
+
+
+@pytest.mark.parametrize("state", ["done", "stopped"])
+def test_a_run_that_came_without_its_checkpoint_says_how_to_get_one(tmp_path, capsys, state):
+    run = trained_run(tmp_path / "seed_0")
+    shutil.rmtree(run.checkpoints)
+    run.write_status({"state": state, "episode": 4, "episodes_total": 4})
+
+    assert evaluate.main([str(run.path)]) == 2
+    assert checkpoint.main(["export", str(run.path), str(tmp_path / "shipped")]) == 2
+    for error in capsys.readouterr().err.splitlines():
+        assert f"train it again: python -m planet.reproduce {run.path} says how" in error
+
+
+def test_a_run_in_the_true_simulator_says_that_it_has_no_model(tmp_path, capsys):
+    config = resolve("cartpole_swingup", preset="smoke", changes={"planner.dynamics": "simulator"})
+    run = RunDir.create(tmp_path / "seed_0", config, preset="smoke", variant="true_simulator")
+    run.write_status({"state": "done"})
+
+    assert evaluate.main([str(run.path)]) == 2
+    assert "plans in the true simulator and has no model; its returns are in episodes.jsonl" in capsys.readouterr().err
+
+
+def test_what_is_no_device_is_refused(tmp_path, capsys):
+    run = trained_run(tmp_path / "seed_0")
+
+    assert evaluate.main([str(run.path), "--device", "foo"]) == 2
+    assert "--device must be auto, cpu, cuda or cuda:N" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
+import json
 import shlex
+import shutil
 
 import pytest
 
@@ -21,11 +23,12 @@ def run(tmp_path, monkeypatch):
 def test_the_commands_name_commit_versions_and_the_run(run):
     lines = reproduce.commands(run)
 
+    again = "again/quick/base+planner.horizon=5/cheetah_run/seed_3"
     assert lines[0] == "# quick/base+planner.horizon=5/cheetah_run/seed_3"
-    assert lines[1] == "git checkout " + "a" * 40
-    assert f"torch=={str(provenance.versions()['torch']).partition('+')[0]} " in lines[2]
-    assert lines[3] == f"python -m planet.reproduce {run.path} --into {run.path}_again"
-    assert lines[4] == f"python -m planet.train {run.path}_again   # it ran on {provenance.processor()}"
+    assert lines[1] == f"python -m planet.reproduce {run.path} --into {again}"  # before its folder may go
+    assert lines[2] == "git checkout " + "a" * 40
+    assert f"torch=={str(provenance.versions()['torch']).partition('+')[0]} " in lines[3]
+    assert lines[4] == f"python -m planet.train {again}   # it ran on {provenance.processor()}"
 
 
 def test_a_build_that_no_index_has_is_named_and_not_asked_for(tmp_path, monkeypatch):
@@ -33,7 +36,7 @@ def test_a_build_that_no_index_has_is_named_and_not_asked_for(tmp_path, monkeypa
     monkeypatch.setattr(provenance, "of_code", lambda: {**CODE, "versions": versions})
     made = RunDir.create(tmp_path / "seed_3", resolve("cheetah_run"), preset="paper", variant="base")
     made.record_start()
-    line = reproduce.commands(made)[2]
+    line = reproduce.commands(made)[3]
 
     assert "torch==2.13.0 " in line and line.endswith("# Python 3.11.7, torch 2.13.0+cu130")
 
@@ -48,14 +51,21 @@ def test_a_repetition_has_the_same_configuration_and_what_auto_meant(run, tmp_pa
     assert again.status() is None and again.run()["starts"] == []
 
 
-def test_uncommitted_changes_come_with_their_patch(run, monkeypatch, tmp_path):
+def test_uncommitted_changes_come_with_their_patch_which_the_checkout_may_take_away(run, monkeypatch, tmp_path):
     monkeypatch.setattr(provenance, "of_code", lambda: {**CODE, "dirty": True, "patch": b"diff\n"})
     dirty = RunDir.create(tmp_path / "dirty run", run.config(), preset="quick", variant="base")
     dirty.record_start()
-    words = shlex.split(reproduce.commands(dirty)[2])
+    monkeypatch.chdir(tmp_path)
+    copy, checkout, patch = (shlex.split(line) for line in reproduce.commands(dirty)[1:4])
 
-    assert words[:2] == ["git", "apply"]
-    with open(words[2], "rb") as file:
+    assert (copy[:3], checkout[:2], patch[:2]) == (
+        ["python", "-m", "planet.reproduce"],
+        ["git", "checkout"],
+        ["git", "apply"],
+    )
+    assert reproduce.main(copy[3:]) == 0
+    shutil.rmtree(dirty.path)
+    with open(patch[2], "rb") as file:
         assert file.read() == b"diff\n"
 
 
@@ -75,6 +85,28 @@ def test_differences_to_this_machine_are_named(run, monkeypatch):
     code, torch = reproduce.differences(run)
     assert code == f"code: {CODE['code_hash']} there, {'0' * 12} here"
     assert torch == f"torch: {CODE['versions']['torch']} there, 9.9 here"
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"preset": None}, "run.json lacks preset"),
+        ({"starts": 5}, "starts of run.json must be list, got 5"),
+        ({"starts": [3]}, "start 1 must be an object, got 3"),
+        ({"starts": [{}]}, "start 1 lacks host"),
+        ({"git": {}}, "git lacks commit"),
+        ({"versions": {"python": 3}}, "python of versions must be str, got 3"),
+    ],
+)
+def test_an_incomplete_record_is_damage_that_is_named(run, capsys, tmp_path, changes, what):
+    record = {key: value for key, value in {**run.run(), **changes}.items() if value is not None}
+    run.run_json.write_text(json.dumps(record))
+
+    for words in ([str(run.path)], [str(run.path), "--into", str(tmp_path / "x")]):
+        assert reproduce.main(words) == 2
+        error = capsys.readouterr().err
+        assert f"{run.run_json} is damaged ({what}" in error and "bring it back from a copy" in error
+    assert not (tmp_path / "x").exists()
 
 
 def test_the_command_line(run, tmp_path, capsys):
