@@ -80,8 +80,9 @@ INPUTS = 32
 
 def tiles_for(device: torch.device, sizes: tuple[int, int, int], rows: int) -> Tiles | None:
     """Return with which tiles the kernels run on this device for hidden, deter, stoch and so many rows; None where
-    torch's operations are to be used. Tried once, not within a recording, since compiling waits for the device."""
-    if device.type != "cuda":
+    torch's operations are to be used: on CPUs, on GPUs without TF32 (before the A100), and where Triton does not work.
+    Tried once, not within a recording, since compiling waits for the device."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return None
     wanted = (FEW,) if rows <= 256 else (SOME,) if rows <= 4096 else (MANY, SOME)
     with torch.cuda.device(device):  # Triton takes the current one

@@ -171,6 +171,7 @@ DEVICE, SIZES = torch.device("cuda:5"), (200, 200, 30)
 def tried(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tiles]]:
     """Tiles that were tried, on a device that a test may speak of without having it."""
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     tried: list[Tiles] = []
     monkeypatch.setattr(fused, "_try", lambda device, sizes, tiles: tried.append(tiles))
     fused._works.cache_clear()
@@ -185,6 +186,12 @@ def test_tiles_follow_the_rows_and_are_tried_once(tried: list[Tiles]) -> None:
         assert fused.tiles_for(DEVICE, SIZES, 10_000) is fused.MANY
     assert tried == [fused.FEW, fused.SOME, fused.MANY]
     assert fused.tiles_for(torch.device("cpu"), SIZES, 50) is None
+
+
+def test_a_gpu_without_tf32_keeps_torch_s_operations(tried: list[Tiles], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+
+    assert fused.tiles_for(DEVICE, SIZES, 1000) is None and not tried
 
 
 def test_where_large_tiles_do_not_fit_smaller_ones_are_taken(
