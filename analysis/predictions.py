@@ -65,7 +65,8 @@ def read_predictions(results: Results, name: str, wanted: Sequence[str]) -> pd.D
                 raise ValueError(f"it lacks {', '.join(lacking)}")
             if frame.empty:
                 raise ValueError("it holds no rows")
-            if frame[wanted].isna().any(axis=None):
+            numbers = frame[[column for column in wanted if column != "name"]]
+            if any(kind.kind not in "iuf" for kind in numbers.dtypes) or not np.isfinite(numbers).all(axis=None):
                 raise ValueError("it holds values that are no numbers")
             if "trained_episodes" not in frame:
                 frame["trained_episodes"] = UNKNOWN
@@ -379,7 +380,7 @@ def _by_series(results: Results) -> Mapping[tuple[str, str], list[Run]]:
 
 
 def _picture(path: Path, alt: str) -> Picture | None:
-    if path.stat().st_size > MAX_BYTES:
+    if not path.is_file() or path.stat().st_size > MAX_BYTES:
         return None
     number = re.search(r"_(\d+)$", path.stem)
     name = path.name

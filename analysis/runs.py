@@ -23,18 +23,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
+
+from analysis import shapes
 
 FORMAT = 1
 STALE_SECONDS = 600
 """A run that says `running` and has not been heard of for this long is called stale (the lease's own limit)."""
 
-EPISODE_COLUMNS = {
-    name: None for name in ("task", "kind", "episode", "env_steps", "updates", "return", "env_seed", "wall_seconds")
-}.keys()
-"""What of an episode's row is used here."""
-IDENTITY = ("preset", "variant", "task", "seed")
 NO_MATTER = ("env.picture", "schedule.open_loop_episodes")
 """Settings that runs of one curve may differ in: pictures are looked at by how they were drawn, the other is of
 predictions/ alone."""
@@ -221,7 +217,7 @@ class Run:
             log = (self.path / "log.txt").read_text(errors="replace")
         except OSError:
             return []
-        return [int(episode) for episode in re.findall(r"resumed at episode (\d+)", log)]
+        return [int(episode) for episode in re.findall(r"resumed at episode (\d{1,9})", log)]
 
     def state(self, now: float) -> str:
         """Return done, failed, stopped, running, stale or new; `stale` is judged by the heartbeat."""
@@ -312,7 +308,7 @@ class Results:
         frames = [frame for frame in frames if len(frame)]
         if not frames:
             added = ("preset", "variant", "series", "run_task", "seed", "dynamics", "max_return", "last_point", "hours")
-            columns = [*EPISODE_COLUMNS, *added]
+            columns = [*shapes.EPISODE_ROW, *added]
             return pd.DataFrame({name: pd.Series(dtype=object) for name in columns})
         whole = pd.concat(frames, ignore_index=True)
         whole["hours"] = whole["wall_seconds"] / 3600
@@ -413,14 +409,13 @@ def walk(folder: Path) -> Iterator[tuple[Literal["run", "plan"], Path]]:
 
 def _read_plan(path: Path, problems: list[Problem]) -> list[Plan]:
     try:
-        data = json.loads(path.read_text())
-        runs = [(str(run["variant"]), str(run["task"]), int(run["seed"])) for run in data["runs"]]
-        return [Plan(str(data.get("suite", path.stem)), str(data.get("preset", path.parents[1].name)), runs)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problems.append(
-            Problem("unusable", str(path), f"{path} is not a plan file ({error!r}); launch.py writes it anew")
-        )
+        data = _read(path, json.loads)
+        _check(path, shapes.wrong(data, shapes.PLAN_JSON), "launch.py writes it anew")
+    except BadInput as error:
+        problems.append(Problem("unusable", str(path), str(error)))
         return []
+    runs = [(run["variant"], run["task"], run["seed"]) for run in data["runs"]]
+    return [Plan(data.get("suite") or path.stem, data.get("preset") or path.parents[1].name, runs)]
 
 
 # ------------------------------------------------------------------------------------------------------ one run
@@ -430,40 +425,39 @@ def read_run(path: Path) -> Run:
     """Read one run directory.
 
     Raises:
-        BadInput: run.json or config.toml is missing, broken or of another format, or a return is not a finite number.
+        BadInput: a file is missing, cannot be read, is of another format or holds what a run does not write.
     """
-    record = _read_json(path / "run.json")
-    if "format" not in record:
+    record = _read(path / "run.json", json.loads)
+    if not isinstance(record, dict) or "format" not in record:
         raise BadInput(f"{path / 'run.json'} has no format; it is not a run directory of this suite")
     if record["format"] != FORMAT:
         raise BadInput(
             f"{path / 'run.json'} has format {record['format']!r}; this report reads format {FORMAT}: use the "
             "version of the suite that made the run"
         )
-    absent = [name for name in IDENTITY if name not in record]
-    if absent:
-        raise BadInput(f"{path / 'run.json'} lacks {', '.join(absent)}; it is not a run directory of this suite")
-    try:
-        config = tomllib.loads((path / "config.toml").read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise BadInput(f"{path / 'config.toml'} cannot be read: {error}") from None
-    wanted = {"env": "episode_env_steps", "schedule": "eval_episodes", "runtime": "precision", "planner": "horizon"}
-    lacking = [f"{section}.{key}" for section, key in wanted.items() if key not in config.get(section, {})]
-    if lacking:
-        raise BadInput(f"{path / 'config.toml'} lacks {', '.join(lacking)}; a run's configuration is always complete")
-    status_file = path / "status.json"
-    status = _read_json(status_file) if status_file.exists() else {}
+    _check(path / "run.json", shapes.wrong(record, shapes.RUN_JSON))
+    config = _read(path / "config.toml", tomllib.loads)
+    _check(path / "config.toml", shapes.wrong(config, shapes.CONFIG_TOML))
+    if (own := (config["task"], config["seed"])) != (said := (record["task"], record["seed"])):
+        _check(path / "run.json", f"has task and seed {said}, where config.toml has {own}")
+    status_file, status = path / "status.json", {}
+    if status_file.exists():
+        status = _read(status_file, json.loads)
+        _check(status_file, shapes.wrong(status, shapes.STATUS_JSON))
     episode_rows, torn_episodes = read_jsonl(path / "episodes.jsonl")
     metric_rows, torn_metrics = read_jsonl(path / "metrics.jsonl")
-    episodes = _episode_frame(path / "episodes.jsonl", episode_rows)
+    own_task = {"task": (record["task"],)} if record["task"] in TASKS else {}  # other agents have several
+    _check(path / "episodes.jsonl", shapes.rows_wrong(episode_rows, shapes.EPISODE_ROW | own_task))
+    _check(path / "metrics.jsonl", _metrics_wrong(metric_rows))
+    episodes = pd.DataFrame({name: [row[name] for row in episode_rows] for name in shapes.EPISODE_ROW})
     whole = len(episodes)
     episodes = episodes.drop_duplicates(["task", "kind", "episode", "env_seed"], ignore_index=True)
     return Run(
         path=path,
-        preset=str(record["preset"]),
-        variant=str(record["variant"]),
-        task=str(record["task"]),
-        seed=int(record["seed"]),
+        preset=record["preset"],
+        variant=record["variant"],
+        task=record["task"],
+        seed=record["seed"],
         record=record,
         config=config,
         status=status,
@@ -474,14 +468,19 @@ def read_run(path: Path) -> Run:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
     try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        data = parse(path.read_bytes().decode())
+        json.dumps(data, ensure_ascii=False, default=str).encode()  # half a surrogate pair could not be written again
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path} cannot be read: {error}") from None
-    if not isinstance(data, dict):
-        raise BadInput(f"{path} holds {type(data).__name__}, not an object; it is not a file of this suite")
     return data
+
+
+def _check(path: Path, text: str, mend: str = "restore it, or remove the run and make it again") -> None:
+    """Raise `BadInput` where there is something to say against a file."""
+    if text:
+        raise BadInput(f"{path} {text}; it was changed or is damaged: {mend}")
 
 
 def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -497,42 +496,24 @@ def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
         rows = json.loads(f"[{','.join(lines)}]")
         if len(rows) == len(lines) and all(type(row) is dict for row in rows):
             return rows, 0
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     good: list[dict[str, Any]] = []
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             good.append(row)
     return good, len(lines) - len(good)
 
 
-def _episode_frame(path: Path, rows: list[dict[str, Any]]) -> pd.DataFrame:
-    if not rows:
-        return pd.DataFrame({name: pd.Series(dtype=object) for name in EPISODE_COLUMNS})
-    try:
-        frame = pd.DataFrame({name: [row[name] for row in rows] for name in EPISODE_COLUMNS})
-    except KeyError:
-        number, lacking = next(
-            (i, EPISODE_COLUMNS - row.keys()) for i, row in enumerate(rows, 1) if EPISODE_COLUMNS - row.keys()
-        )
-        text = f"{path} row {number} lacks {', '.join(sorted(lacking))}; it is not an episode row of format {FORMAT}"
-        raise BadInput(text) from None
-    returns = frame["return"]
-    if returns.dtype.kind in "if" and np.isfinite(returns).all():
-        return frame
-    number, value = next((i, v) for i, v in enumerate(returns, 1) if not _is_finite(v))
-    raise BadInput(
-        f"{path} row {number} has return {value!r}, which is no finite number; a run stops at the first such value, so "
-        "the file was changed or is damaged: remove the run or run it again"
-    )
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _metrics_wrong(rows: list[dict[str, Any]]) -> str:
+    for number, row in enumerate(rows, 1):
+        if not all(map(shapes.is_number, row.values())):
+            return f"row {number} {shapes.wrong(row, {'*': shapes.NUMBER})}"
+    return ""
 
 
 # ------------------------------------------------------------------------------- what may be pooled, what is wrong
@@ -616,6 +597,8 @@ def _problems_of(run: Run, now: float) -> Iterator[Problem]:
     elif state == "done" and len(full) < len(points):
         text = f"{len(full)} of {len(points)} evaluations are complete ({run.eval_episodes} episodes each)"
         yield Problem("short", run.name, text, run.preset)
+    elif state == "done" and run.train_episodes and run.metrics.empty:
+        yield Problem("short", run.name, "metrics.jsonl has no row", run.preset)
     if run.torn:
         yield Problem("torn", run.name, f"{run.torn} line{'s' * (run.torn > 1)} cannot be read as JSON", run.preset)
     if run.repeated:

@@ -224,7 +224,7 @@ def test_a_return_that_is_no_number_leaves_the_run_out_by_name(tmp_path: Path, v
 
     assert [run.seed for run in results.runs] == [0]
     (problem,) = problems(results, "unusable")
-    assert f"{bad / 'episodes.jsonl'} row 6 has return" in problem.text and "no finite number" in problem.text
+    assert f"{bad / 'episodes.jsonl'} row 6 has return" in problem.text and "is not a finite number" in problem.text
     assert results.seeds_expected("base", "cheetah_run") == 2
 
 
@@ -239,13 +239,14 @@ class Damaged:
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Damaged:
-    """The report of three smoke runs: one good, one with a NaN return, one of another format."""
+    """The report of four smoke runs: one good, one with a NaN return, one of another format, one with a binary file."""
     runs, out, error = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("report"), io.StringIO()
     short_run(runs, seed=0)
     with_return(short_run(runs, seed=1), "NaN")
     other = short_run(runs, seed=2)
     record = json.loads((other / "run.json").read_text())
     (other / "run.json").write_text(json.dumps({**record, "format": 2}))
+    (short_run(runs, seed=3) / "config.toml").write_bytes(b"\xff")
     with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
         code = main([str(runs / "smoke"), "--out", str(out)])
     return Damaged(runs, out, code, error.getvalue(), (out / "index.html").read_text())
@@ -256,7 +257,7 @@ def test_a_nan_return_is_an_error_on_the_terminal_and_a_gap_on_the_page(damaged:
 
     assert damaged.code == 2 and "Traceback" not in damaged.error
     assert f"{file} row 6" in damaged.error and file in damaged.page
-    assert "<strong>1 of 3</strong> runs are done" in damaged.page
+    assert "<strong>1 of 4</strong> runs are done" in damaged.page
 
 
 def test_mixed_formats_are_an_error_that_names_the_run(damaged: Damaged) -> None:
@@ -264,6 +265,13 @@ def test_mixed_formats_are_an_error_that_names_the_run(damaged: Damaged) -> None
 
     assert sentence in damaged.error and sentence in damaged.page
     assert str(damaged.runs / "smoke/base/cheetah_run/seed_2/run.json") in damaged.error
+
+
+def test_a_file_that_is_no_text_is_named_and_the_rest_is_drawn(damaged: Damaged) -> None:
+    file = str(damaged.runs / "smoke/base/cheetah_run/seed_3/config.toml")
+
+    assert f"{file} cannot be read: 'utf-8' codec can't decode byte 0xff" in damaged.error and file in damaged.page
+    assert (damaged.out / "figures" / "fig4.svg").exists()
 
 
 def test_smoke_figures_say_that_the_preset_cannot_learn_and_get_no_verdict(damaged: Damaged) -> None:
