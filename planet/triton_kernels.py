@@ -21,9 +21,10 @@ import triton.language as tl
 @triton.jit
 @no_type_check
 def _activate(x, ELU: tl.constexpr):
+    """A NaN stays one, which minimum and maximum would not keep."""
     if ELU:
-        return tl.where(x > 0.0, x, tl.exp(tl.minimum(x, 0.0)) - 1.0)
-    return tl.where(x < 0.0, 0.0, x)  # a NaN stays one
+        return tl.where(x > 0.0, x, tl.exp(tl.where(x > 0.0, 0.0, x)) - 1.0)
+    return tl.where(x < 0.0, 0.0, x)
 
 
 @triton.jit
@@ -135,7 +136,7 @@ def next_stoch(
     if FIXED:
         deviation = tl.zeros_like(raw) + spread
     else:  # as torch: above 20 softplus is the number itself; below, exp does not overflow
-        deviation = tl.where(raw > 20.0, raw, tl.log(1.0 + tl.exp(tl.minimum(raw, 20.0)))) + spread
+        deviation = tl.where(raw > 20.0, raw, tl.log(1.0 + tl.exp(tl.where(raw > 20.0, 20.0, raw)))) + spread
     sample = mean
     if not MEAN_ONLY:
         at = row // rows_of_env * noise_env_stride + row % rows_of_env * stoch
