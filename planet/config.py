@@ -518,7 +518,11 @@ def _complete(table: Mapping[str, Any], source: str) -> Config:
     except (KeyError, ValueError) as error:
         raise ValueError(f"{source}: {error.args[0]}") from None
     missing = [key for key in flatten(config) if key not in flat]
-    _require(not missing, f"{source} lacks {', '.join(missing)}; it must be complete")
+    _require(
+        not missing,
+        f"{source} lacks {', '.join(missing)}; it must be complete (for a run of other code, python -m "
+        "planet.reproduce says which)",
+    )
     return config
 
 

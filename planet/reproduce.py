@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,27 +91,6 @@ def differences(run_dir: RunDir) -> list[str]:
     return found
 
 
-def prepare(run_dir: RunDir, into: Path) -> RunDir:
-    """Make a run directory that repeats the run: same configuration, what `auto` meant, and the patches of its code.
-
-    Raises:
-        FileExistsError: `into` holds another run. OSError: it cannot be written.
-    """
-    record = run_dir.run()
-    resolved = {name: value for name, value in (run_dir.resolved() or {}).items() if name in KEPT}
-    made = RunDir.create(
-        into,
-        run_dir.config(),
-        preset=record["preset"],
-        variant=record["variant"],
-        question=record["question"],
-        resolved=resolved,
-    )
-    if run_dir.patches.is_dir():
-        shutil.copytree(run_dir.patches, made.patches, dirs_exist_ok=True)
-    return made
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m planet.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -125,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.into is None:
             print("\n".join(commands(run_dir)))
         else:
-            print(f"python -m planet.train {shlex.quote(os.fspath(prepare(run_dir, arguments.into).path))}")
+            print(f"python -m planet.train {shlex.quote(os.fspath(run_dir.repetition(arguments.into, KEPT).path))}")
         for difference in differences(run_dir):
             print(f"# differs here: {difference}", file=sys.stderr)
     except (OSError, ValueError) as error:

@@ -17,10 +17,11 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
@@ -222,12 +223,10 @@ class RunDir:
         variant: str,
         question: str = "",
         suite: str | None = None,
-        resolved: Mapping[str, Any] | None = None,
     ) -> RunDir:
         """Make the folder with config.toml and run.json; a folder that holds this very configuration is left as it is.
 
         Keys that are no part of a run's identity (`planet.config.NOT_IDENTITY`) are brought up to date in it.
-        `resolved` decides in advance what the first start would, for the repetition of a run.
 
         Raises:
             FileExistsError: another configuration is there; the message lists the keys that differ.
@@ -266,7 +265,6 @@ class RunDir:
             "argv": sys.argv,
             "suite": suite,
             "starts": [],
-            **({"resolved": dict(resolved)} if resolved else {}),
         }
         # run.json last: where it is missing the folder was never finished, and is simply made again.
         write_atomic(run.config_toml, configs.to_toml(config).encode(), durable=False)
@@ -352,6 +350,29 @@ class RunDir:
             f"checkpoint to go on from (a copy without {self.checkpoints.name}/?); bring that folder back, or move the "
             "run directory away to start over"
         )
+
+    def repetition(self, into: Path, kept: Collection[str]) -> RunDir:
+        """Make a folder to run this run again: its configuration, identity and patches, and no start yet.
+
+        Of what the first start decided it has what is `kept`. Files are copied as they are: they may be of another
+        state of the code, which will read them.
+
+        Raises:
+            FileExistsError: another run is there. OSError: the folder cannot be written.
+        """
+        made, config, record = RunDir(into), self.config_toml.read_bytes(), self.run()
+        if made.run_json.exists():
+            if made.config_toml.read_bytes() != config:
+                raise FileExistsError(f"{into} holds another run; choose another folder or remove it")
+            return made
+        into.mkdir(parents=True, exist_ok=True)
+        if self.patches.is_dir():
+            shutil.copytree(self.patches, made.patches, dirs_exist_ok=True)
+        write_atomic(made.config_toml, config, durable=False)
+        resolved = {name: value for name, value in record.pop("resolved", {}).items() if name in kept}
+        again = {**record, "starts": [], **({"resolved": resolved} if resolved else {})}
+        write_atomic(made.run_json, _json(again), durable=False)
+        return made
 
     # ------------------------------------------------------------------ starts
 

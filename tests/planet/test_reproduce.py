@@ -42,13 +42,29 @@ def test_a_build_that_no_index_has_is_named_and_not_asked_for(tmp_path, monkeypa
 
 
 def test_a_repetition_has_the_same_configuration_and_what_auto_meant(run, tmp_path):
-    again = reproduce.prepare(run, tmp_path / "again")
+    again = run.repetition(tmp_path / "again", reproduce.KEPT)
 
     assert again.config() == run.config()
     assert again.resolved() == {"precision": "bfloat16", "threads": 2}
     identity = ("preset", "variant", "task", "seed", "config_hash", "question")
     assert [again.run()[key] for key in identity] == [run.run()[key] for key in identity]
     assert again.status() is None and again.run()["starts"] == []
+
+
+def test_a_configuration_that_another_state_of_the_code_wrote_is_repeated_as_it_is(run, tmp_path, capsys):
+    run.config_toml.write_text('task = "cheetah_run"\nbefore = 1\n')
+
+    assert reproduce.main([str(run.path), "--into", str(tmp_path / "x")]) == 0
+    assert (tmp_path / "x/config.toml").read_bytes() == run.config_toml.read_bytes()
+
+
+def test_another_run_is_not_written_over(run, tmp_path, capsys):
+    other = RunDir.create(tmp_path / "other", resolve("walker_walk"), preset="paper", variant="base")
+
+    assert reproduce.main([str(run.path), "--into", str(other.path)]) == 2
+    assert "holds another run" in capsys.readouterr().err and other.config().task == "walker_walk"
+    assert reproduce.main([str(run.path), "--into", str(tmp_path / "x")]) == 0
+    assert reproduce.main([str(run.path), "--into", str(tmp_path / "x")]) == 0  # typed again
 
 
 def test_uncommitted_changes_come_with_their_patch_which_the_checkout_may_take_away(run, monkeypatch, tmp_path):
