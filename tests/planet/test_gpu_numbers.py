@@ -1,0 +1,127 @@
+"""On a GPU: losses, gradients, returns and plans of the paper's size beside the plain loop on the CPU."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.speed import plain
+from planet import cem, hardware
+from planet.config import ObjectiveConfig
+from planet.presets import resolve
+from planet.transition import State
+from planet.world_model import Noise, WorldModel
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]  # kernels are compiled first
+
+DEVICE = torch.device("cuda:0")
+BATCH, TIME, ACTIONS = 4, 10, 6
+ENVS, CANDIDATES, HORIZON = 2, 500, 12
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def exact() -> Iterator[None]:
+    """No TF32, as torch is without `hardware.use`."""
+    matmul, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.set_float32_matmul_precision(matmul)
+    torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@pytest.fixture
+def as_in_a_run(exact: None) -> None:
+    hardware.use(DEVICE)
+
+
+def build() -> tuple[WorldModel, WorldModel]:
+    """A model on the CPU and its copy on the GPU; no free nats, so that all of the gradient counts."""
+    model = WorldModel(resolve("cheetah_run").model, ObjectiveConfig(free_nats=0.0), ACTIONS, seeded(0))
+    return model, copy.deepcopy(model).to(DEVICE)
+
+
+def losses(model: WorldModel, there: WorldModel, *, autocast: bool) -> tuple[Tensor, Tensor]:
+    """The loss there and that of the plain loop here; gradients are left in the parameters."""
+    g = seeded(1)
+    obs = torch.randint(0, 256, (BATCH, TIME, 3, 64, 64), generator=g, dtype=torch.uint8)
+    action, reward = torch.rand(BATCH, TIME, ACTIONS, generator=g) * 2 - 1, torch.randn(BATCH, TIME, generator=g)
+    noise = model.draw_noise(BATCH, TIME, seeded(2))
+    expected, _ = plain.loss(model, obs, action, reward, (noise.image.float() + 0.5) / 256, noise.state)
+    expected.backward()
+    moved = Noise(noise.image.to(DEVICE), noise.state.to(DEVICE), noise.overshooting.to(DEVICE))
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=autocast):
+        found, _ = there.loss_given_noise(obs.to(DEVICE), action.to(DEVICE), reward.to(DEVICE), moved)
+    found.backward()
+    return found.cpu(), expected
+
+
+def gradient(model: WorldModel) -> Tensor:
+    return torch.cat([p.grad.flatten().double().cpu() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.usefixtures("exact")
+def test_loss_and_gradient_equal_the_plain_ones() -> None:
+    model, there = build()
+
+    found, expected = losses(model, there, autocast=False)
+
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    ours, theirs = gradient(there), gradient(model)
+    assert (ours - theirs).norm() < 1e-3 * theirs.norm()  # of white noise, whose sums cancel: 2e-4 on a CPU
+
+
+@pytest.mark.usefixtures("as_in_a_run")
+@pytest.mark.parametrize("autocast", [False, True], ids=["TF32", "bfloat16"])
+def test_short_products_lead_where_the_plain_gradient_leads(autocast: bool) -> None:
+    model, there = build()
+
+    found, expected = losses(model, there, autocast=autocast)
+
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+    assert torch.cosine_similarity(gradient(there), gradient(model), dim=0) > 0.999
+
+
+def beliefs(model: WorldModel) -> tuple[plain.Latent, State]:
+    g = seeded(3)
+    h = torch.rand(ENVS, model.transition.deter_size, generator=g) * 2 - 1
+    s, mean, std = torch.rand(3, ENVS, model.transition.stoch_size, generator=g)
+    return plain.Latent(h, s, mean, std), State(*(x.to(DEVICE) for x in (h, s, mean, std)))
+
+
+def plans(iterations: int) -> tuple[Tensor, Tensor]:
+    """The plan there and the plain one here, from the same random numbers."""
+    model, there = build()
+    latent, state = beliefs(model)
+    g = seeded(4)
+    action_noise = torch.randn(iterations, ENVS, CANDIDATES, HORIZON, ACTIONS, generator=g)
+    return_noise = torch.randn(iterations, ENVS, HORIZON, CANDIDATES, model.transition.stoch_size, generator=g)
+    by_step = return_noise.transpose(1, 2).flatten(2, 3)  # [I, H, N * J, S]
+    expected = plain.plan(
+        model, latent, horizon=HORIZON, candidates=CANDIDATES, elites=50, iterations=iterations,
+        noises=zip(action_noise, by_step, strict=True),
+    )  # fmt: skip
+    score = there.return_predictor_given_noise(state, return_noise.to(DEVICE))
+    found, _ = cem.search(score, action_noise.to(DEVICE), elites=50)
+    return found.mean.cpu(), expected
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_plan_equals_the_plain_one() -> None:
+    found, expected = plans(iterations=10)
+
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)  # another elite would move it by 1e-2
+
+
+@pytest.mark.usefixtures("as_in_a_run")
+def test_tf32_plans_nearly_the_same() -> None:
+    """Returns that differ in the fourth digit exchange an elite or two at the edge, of fifty."""
+    found, expected = plans(iterations=1)
+
+    assert (found - expected).abs().mean() < 0.02
