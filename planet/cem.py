@@ -94,20 +94,22 @@ def search(
     num_envs, candidates, horizon, action_size = noise.shape[1:]
     mean = noise.new_zeros(num_envs, horizon, action_size) if start_mean is None else start_mean
     std = torch.full_like(mean, init_std)
-    undefined = []
+    found = []
     for numbers in noise:
         proposals = torch.addcmul(mean[:, None], std[:, None], numbers).clamp_(-1, 1)  # [N, J, H, A]
         scores = score(proposals)
         if scores.shape != (num_envs, candidates):
             raise ValueError(f"score must return [{num_envs}, {candidates}] (environment, candidate), "
                              f"got {list(scores.shape)}")  # fmt: skip
-        undefined.append(scores.isnan().sum(dim=1))
-        best = scores.topk(elites, dim=1).indices  # [N, K]
-        chosen = torch.take_along_dim(proposals, best[:, :, None, None], dim=1)  # [N, K, H, A]
+        found.append(scores)
+        best = scores.topk(elites, dim=1).indices[:, :, None, None]  # [N, K, 1, 1]
+        chosen = proposals.gather(1, best.expand(-1, -1, horizon, action_size))  # [N, K, H, A]
         mean = chosen.mean(dim=1)
         variance = (chosen - mean[:, None]).square().mean(dim=1)
-        std = (variance + 1e-6).sqrt().clamp(min=min_std)
-    return Plan(mean, std), torch.stack(undefined)
+        std = (variance + 1e-6).sqrt()
+        if min_std:
+            std.clamp_(min=min_std)
+    return Plan(mean, std), torch.stack(found).isnan().sum(dim=2)
 
 
 def check_defined(undefined: Int[Tensor, "iteration env"], candidates: int) -> None:

@@ -23,13 +23,13 @@ ALIGNED = 8
 
 
 class FusedRollout:
-    """Summed mean rewards of `rows` action sequences for each of `envs` states, `horizon` steps long."""
+    """Summed mean rewards of `rows` action sequences, `horizon` steps long, for each state [N]."""
 
     def __init__(
-        self, rssm: RSSM, reward: RewardHead, *, envs: int, rows: int, horizon: int, tiles: fused.Tiles
+        self, rssm: RSSM, reward: RewardHead, state: State, *, rows: int, horizon: int, tiles: fused.Tiles
     ) -> None:
-        head, cell, d, s = rssm.prior_head, rssm.cell, rssm.deter_size, rssm.stoch_size
-        self.envs, self.horizon, self.tiles, self.activation = envs, horizon, tiles, rssm.activation
+        head, cell, d, s, envs = rssm.prior_head, rssm.cell, rssm.deter_size, rssm.stoch_size, len(state.deter)
+        self.horizon, self.tiles, self.activation = horizon, tiles, rssm.activation
         self.w_stoch, self.w_action = rssm.input.weight.split([s, rssm.input.in_features - s], dim=1)
         self.bias = rssm.input.bias
         self.cell = fused.Cell(cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
@@ -39,7 +39,8 @@ class FusedRollout:
 
         empty = cell.weight_ih.new_empty
         self.x = empty(envs * rows, cell.input_size)
-        self.first = empty(envs * rows, d)
+        self.deter = state.deter.repeat_interleave(rows, dim=0)
+        self.from_stoch = F.linear(state.stoch, self.w_stoch)[:, None]  # [N, 1, X]
         fill = -(d + s) % ALIGNED
         self.features = cell.weight_ih.new_zeros(horizon, envs * rows, d + s + fill)  # [h, s, 0]
         first, *self.dense = (layer for layer in (*reward.dense, reward.output) if isinstance(layer, nn.Linear))
@@ -47,20 +48,14 @@ class FusedRollout:
         self.to_reward = torch.cat([w_h, w_s, w_s.new_zeros(len(w_s), fill)], dim=1), first.bias
 
     def __call__(
-        self,
-        state: State,
-        actions: Float[Tensor, "env row horizon action"],
-        noise: Float[Tensor, "env horizon row stoch"],
+        self, actions: Float[Tensor, "env row horizon action"], noise: Float[Tensor, "env horizon row stoch"]
     ) -> Float[Tensor, "env row"]:
-        """Return the sums of mean rewards from `state` [N]."""
-        d, s = self.first.shape[1], self.w_stoch.shape[1]
+        """Return the sums of mean rewards."""
+        h, d, s = self.deter, self.deter.shape[1], noise.shape[3]
         known = F.linear(actions, self.w_action, self.bias)  # [N, R, H, X]
-        by_env = self.x.unflatten(0, (self.envs, -1))
-        torch.add(known[:, :, 0], F.linear(state.stoch, self.w_stoch)[:, None], out=by_env)
+        torch.add(known[:, :, 0], self.from_stoch, out=self.x.view(*actions.shape[:2], -1))
         ACTIVATIONS_IN_PLACE[self.activation](self.x)
         known = known.flatten(0, 1).unbind(dim=1)  # H times [N * R, X]
-        h = self.first
-        h.unflatten(0, (self.envs, -1)).copy_(state.deter[:, None].expand(-1, len(h) // self.envs, -1))
         for t, features in enumerate(self.features):
             following = fused.Following(known[t + 1], self.w_stoch, self.x) if t + 1 < self.horizon else None
             fused.next_deter(self.x, h, self.cell, out=features[:, :d], tiles=self.tiles)
@@ -69,7 +64,7 @@ class FusedRollout:
                 h, self.known, self.head, noise[:, t], out=features[:, d : d + s], tiles=self.tiles,
                 following=following,
             )  # fmt: skip
-        return self._rewards(self.features.flatten(0, 1)).view(self.horizon, self.envs, -1).sum(dim=0)
+        return self._rewards(self.features.flatten(0, 1)).view(self.horizon, *actions.shape[:2]).sum(dim=0)
 
     def _rewards(self, features: Tensor) -> Tensor:
         """Mean rewards [r] of features [r, F]."""

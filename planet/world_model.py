@@ -311,28 +311,31 @@ class ReturnPredictor:
         self.model, self.state, self.samples = model, state, samples
         self._noises = noises
         envs, device, rssm = state.stoch.shape[0], state.stoch.device, model.transition
-        self.rollout = None
-        if isinstance(rssm, RSSM):
-            self.together = envs_together(envs, rows, rssm.deter_size, device)
-            tiles = fused.tiles_for(device, rssm.sizes, self.together * rows)
-            if tiles is None:
-                self.rollout = RSSMRollout(
-                    rssm, model.reward, envs=self.together, rows=rows, horizon=horizon, dtype=compute_dtype(device)
-                )
-            else:
-                self.rollout = FusedRollout(
-                    rssm, model.reward, envs=self.together, rows=rows, horizon=horizon, tiles=tiles
-                )
+        self.fused = self.rollout = None
+        if not isinstance(rssm, RSSM):
+            return
+        if tiles := fused.tiles_for(device, rssm.sizes, envs * rows):
+            with float32(device):
+                self.fused = FusedRollout(rssm, model.reward, state, rows=rows, horizon=horizon, tiles=tiles)
+            return
+        self.together = envs_together(envs, rows, rssm.deter_size, device)
+        self.rollout = RSSMRollout(
+            rssm, model.reward, envs=self.together, rows=rows, horizon=horizon, dtype=compute_dtype(device)
+        )
 
     @torch.no_grad()
     def __call__(self, actions: Float[Tensor, "env candidate horizon action"]) -> Float[Tensor, "env candidate"]:
         self.noise = next(self._noises)
         if self.samples > 1:
             actions = actions.repeat_interleave(self.samples, dim=1)
-        returns = self._step_by_step(actions) if self.rollout is None else self._roll_out(self.rollout, actions)
-        return returns.unflatten(1, (-1, self.samples)).mean(dim=-1)
+        if self.fused is not None:
+            with float32(actions.device):
+                returns = self.fused(actions, self.noise)
+        else:
+            returns = self._step_by_step(actions) if self.rollout is None else self._roll_out(self.rollout, actions)
+        return returns.unflatten(1, (-1, self.samples)).mean(dim=-1) if self.samples > 1 else returns
 
-    def _roll_out(self, rollout: RSSMRollout | FusedRollout, actions: Tensor) -> Tensor:
+    def _roll_out(self, rollout: RSSMRollout, actions: Tensor) -> Tensor:
         returns = []
         with float32(actions.device):  # converted by hand, once
             for first in range(0, len(actions), self.together):

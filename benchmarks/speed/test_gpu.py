@@ -97,8 +97,9 @@ def test_rollout_with_tiles_on_a_gpu(benchmark: Any, envs: int, tiles: fused.Til
     actions = torch.rand(envs, rows, 12, ACTIONS, generator=g, device=device)
     noise = torch.randn(envs, 12, rows, rssm.stoch_size, generator=g, device=device)
     try:
-        rollout = FusedRollout(rssm, model.reward, envs=envs, rows=rows, horizon=12, tiles=tiles)
-        run = CudaGraph(torch.no_grad()(lambda actions, noise: {"returns": rollout(state, actions, noise)}))
+        with torch.no_grad():
+            rollout = FusedRollout(rssm, model.reward, state, rows=rows, horizon=12, tiles=tiles)
+        run = CudaGraph(torch.no_grad()(lambda actions, noise: {"returns": rollout(actions, noise)}))
         run(actions, noise)
     except triton.runtime.errors.OutOfResources as error:
         pytest.skip(str(error))
