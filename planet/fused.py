@@ -93,7 +93,8 @@ def tiles_for(device: torch.device, sizes: tuple[int, int, int], rows: int) -> T
 def _works(device: torch.device, sizes: tuple[int, int, int], tiles: Tiles) -> bool:
     """A device on which they should run and do not is warned of."""
     try:
-        _try(device, sizes, tiles)
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):  # callers may shorten torch's side of it
+            _try(device, sizes, tiles)
     except Exception as error:  # whatever is wrong with compiler, driver or card: torch's operations remain
         warnings.warn(
             f"no fused kernels of {tiles.deter} on {device}, planning and updates take longer: {error}", stacklevel=2
