@@ -33,7 +33,7 @@ INTERPRETED = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import pytest, torch
-import test_rssm_observe as observe_tests, test_rssm_rollout as rollout_tests
+import test_cuda_graph as graph_tests, test_rssm_observe as observe_tests, test_rssm_rollout as rollout_tests
 from planet import fused, rssm_observe
 from planet.fused_rollout import FusedRollout
 
@@ -78,6 +78,23 @@ for changes in (
     assert len(calls) == (2 if changes else 4) * rollout_tests.HORIZON, calls
     expected = rollout_tests.roll(rollout_tests.rollout_of(model, rows=7), state, actions, noise)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+# A whole decision and a whole update, under autocast as in a run, with and without.
+def decide_and_learn():
+    agent = graph_tests.agent_of(graph_tests.world_model(), "bfloat16")
+    model, batch = agent.world_model, graph_tests.batch()
+    decision = agent.decide(*graph_tests.decision_inputs(agent, 0))
+    noise = model.draw_noise(3, 4, torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = model.loss_given_noise(*map(torch.from_numpy, (batch.obs, batch.action, batch.reward)), noise)
+    loss.backward()
+    return decision, {name: parameter.grad for name, parameter in model.named_parameters()}
+
+calls.clear()
+found = decide_and_learn()
+assert calls.count("next_deter") == 3 * 4 + 4 and calls.count("gradient_of_cell") == 4, calls
+fused.tiles_for = lambda device, sizes, rows: None
+torch.testing.assert_close(found, decide_and_learn(), rtol=1e-3, atol=1e-4)
 
 # Large numbers: gates saturate, and softplus is the number itself. A NaN stays one.
 big = torch.tensor([[-200.0, -30.0, 0.0, 19.9, 20.1, 200.0]])
