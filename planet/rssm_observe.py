@@ -157,7 +157,7 @@ class _Observe(torch.autograd.Function):
         slope_x, slope_p = (_slope(y, options.activation) for y in (x, p))
 
         # What is known of the gradients before the loop; the loop adds what comes back from later steps.
-        g_output = torch.stack([grad_mean, grad_std * slope_std], dim=2) + grad_s[:, :, None] * slope_s
+        g_output = torch.stack([grad_mean, grad_std * slope_std], dim=2).add_(grad_s[:, :, None] * slope_s)
         g = _Gradients(g_output, torch.empty_like(p), torch.empty_like(slopes), torch.empty_like(x))
         w_x = torch.cat([w_ih[2 * d :], w_ih[: 2 * d]])  # in the order of the slopes
         weights = _Weights(w_stoch, fused.Cell(w_x, w_hh, b_ih, b_hh), fused.Head(w_deter, w_out, b_out, options))
