@@ -95,8 +95,10 @@ def make_report(
     """Write the report and return the path of its page, and what had to be left out.
 
     Raises:
-        BadInput: there is nothing to report on, a suite or variant is not known, or an overlay cannot be read.
+        BadInput: there is nothing to report on, nowhere to write it, a suite or variant is not known, or an overlay
+            cannot be read.
     """
+    _check_out(out)
     others = [read_overlay(text) for text in overlays]
     with spread(folders) as mapper:
         results = load(folders, suite=suite, now=now, mapper=mapper)
@@ -116,6 +118,14 @@ def make_report(
         folder.mkdir(parents=True, exist_ok=True)
         EXPORTS[name](results, folder)
     return index, list(dict.fromkeys(text for own in by_preset for text in _unusable(own)))
+
+
+def _check_out(out: Path) -> None:
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise BadInput(f"{there} is a file, so the report cannot go to {out}; name a folder with --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise BadInput(f"{there} cannot be written, so the report cannot go to {out}; name another folder with --out")
 
 
 def _unusable(results: Results) -> list[str]:

@@ -10,9 +10,11 @@ made no update since. Runs that are under way, and two runs of one name, are ref
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from planet import config as configs
@@ -40,10 +42,14 @@ def sources(runs: Path, preset: str) -> dict[Path, Path]:
     """Return by target, relative to results/, the run directories to copy.
 
     Raises:
-        ValueError: a run is under way, or two would become one.
+        ValueError: there is no run, one is under way, or two would become one.
     """
     found: dict[Path, Path] = {}
-    for source in sorted((runs / preset).glob("*/*/seed_*")):
+    paths = sorted((runs / preset).glob("*/*/seed_*"))
+    if not paths:
+        what = f"holds no run of {preset} ({preset}/VARIANT/TASK/seed_K)" if runs.is_dir() else "is no folder"
+        raise ValueError(f"{runs} {what}; name a folder of runs, such as runs, and one of its presets")
+    for source in paths:
         variant, task, name = source.parts[-3:]
         run = RunDir.open(source)
         if (state := (run.status() or {}).get("state")) not in ("done", "stopped", "failed"):
@@ -90,5 +96,20 @@ def collect(runs: Path, preset: str) -> None:
         print(target.relative_to(HERE.parent))
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python results/collect.py", description="Copy the small files of runs into results/."
+    )
+    parser.add_argument("runs", type=Path, metavar="RUNS", help="folder of run directories, such as runs")
+    parser.add_argument("preset", nargs="?", default="quick", metavar="PRESET", help="whose runs (default: quick)")
+    arguments = parser.parse_args(argv)
+    try:
+        collect(arguments.runs, arguments.preset)
+    except (OSError, ValueError) as error:
+        print(f"collect: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    collect(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "quick")
+    sys.exit(main())

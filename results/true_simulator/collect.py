@@ -30,7 +30,10 @@ FILES = ("config.toml", "episodes.jsonl", "metrics.jsonl", "status.json", "log.t
 
 
 def copy(source: Path) -> None:
-    for path in sorted(source.glob("paper/true_simulator*/*/seed_*")):
+    paths = sorted(source.glob("paper/true_simulator*/*/seed_*"))
+    if not paths:
+        sys.exit(f"collect: {source} holds no run (paper/true_simulator*/TASK/seed_K); name a folder of runs")
+    for path in paths:
         status = RunDir(path).status()
         if not status or status["state"] != "done":
             continue

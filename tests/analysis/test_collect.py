@@ -38,6 +38,25 @@ def test_a_run_under_way_is_refused_before_anything_is_copied(collect: ModuleTyp
     assert not (tmp_path / "results").exists()
 
 
+def test_nothing_to_copy_and_what_is_refused_are_one_sentence_each(
+    collect: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "runs", until=30, state="running")
+
+    with pytest.raises(SystemExit, match="2"):
+        collect.main([])
+    assert "usage: python results/collect.py [-h] RUNS [PRESET]" in capsys.readouterr().err
+    for arguments, said in (
+        ([str(tmp_path / "nothing")], f"{tmp_path / 'nothing'} is no folder; name a folder of runs"),
+        ([str(tmp_path / "runs"), "paper"], "holds no run of paper (paper/VARIANT/TASK/seed_K)"),
+        ([str(tmp_path / "runs")], "seed_0 is running; stop it first"),
+    ):
+        assert collect.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("collect: ") and said in error and error.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
 def test_two_runs_of_one_configuration_are_refused(collect: ModuleType, tmp_path: Path) -> None:
     make(tmp_path / "runs")
     make(tmp_path / "runs", variant="base+batch.size=8")  # what the preset has by itself

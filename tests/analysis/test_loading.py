@@ -209,6 +209,16 @@ def test_an_unknown_suite_and_an_unknown_variant(tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "report").exists()
 
 
+def test_a_report_has_nowhere_to_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short_run(tmp_path / "runs")
+    (file := tmp_path / "report").write_text("mine")
+
+    for out in (file, file / "inside"):
+        assert f"{file} is a file" in (error := fails([str(tmp_path / "runs"), "--out", str(out)], capsys))
+        assert f"cannot go to {out}; name a folder with --out" in error
+    assert file.read_text() == "mine"
+
+
 def with_return(path: Path, value: str) -> None:
     text = (path / "episodes.jsonl").read_text()
     (path / "episodes.jsonl").write_text(text.replace('"return": 3.0', f'"return": {value}'))
