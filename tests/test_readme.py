@@ -55,6 +55,13 @@ def test_the_file_map_names_files(name):
     )
 
 
+@pytest.mark.parametrize("folder", ["planet", "benchmarks", "analysis"])
+def test_the_file_map_names_every_file(folder):
+    named = set(re.findall(r"\b[a-z_]+\.py\b", README.split("## What is where")[1]))
+
+    assert {path.name for path in (ROOT / folder).glob("*.py")} - named <= {"__init__.py"}
+
+
 @pytest.mark.parametrize(
     ("name", "path"), sorted(set(re.findall(r"\[`([A-Za-z_.]+)`\]\((planet/[a-z_]+\.py)\)", README)))
 )
