@@ -48,11 +48,7 @@ def test_links_point_at_files(link):
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"\b[a-z_]+\.py\b", README.split("## What is where")[1]))))
 def test_the_file_map_names_files(name):
-    assert (
-        list(ROOT.glob(f"planet/{name}"))
-        or list(ROOT.glob(f"benchmarks/{name}"))
-        or list(ROOT.glob(f"analysis/{name}"))
-    )
+    assert any(list((ROOT / folder).rglob(name)) for folder in ("planet", "benchmarks", "analysis"))
 
 
 @pytest.mark.parametrize("folder", ["planet", "benchmarks", "analysis"])
