@@ -32,7 +32,8 @@ FILES = ("config.toml", "episodes.jsonl", "metrics.jsonl", "status.json", "log.t
 def copy(source: Path) -> None:
     paths = sorted(source.glob("paper/true_simulator*/*/seed_*"))
     if not paths:
-        sys.exit(f"collect: {source} holds no run (paper/true_simulator*/TASK/seed_K); name a folder of runs")
+        print(f"collect: {source} holds no run (paper/true_simulator*/TASK/seed_K); name a folder", file=sys.stderr)
+        sys.exit(2)
     for path in paths:
         status = RunDir(path).status()
         if not status or status["state"] != "done":
