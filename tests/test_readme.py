@@ -65,3 +65,17 @@ def test_the_table_paper_and_code_names_what_is_there(name, path):
     last = name.split(".")[-1]
 
     assert re.search(rf"(def|class) {last}\b", (ROOT / path).read_text())
+
+
+def test_the_shipped_agent_is_the_only_model_in_results():
+    (weights,) = (ROOT / "results").rglob("*.pt")
+
+    assert f"planet.evaluate {weights.parent.relative_to(ROOT)}" in README
+
+
+def test_the_benchmarks_with_a_limit_are_counted():
+    rows = (ROOT / "results/speed/cpu.csv").read_text().splitlines()[1:]
+    limited = [row for row in rows if not row.startswith(("test_checkpoint[", "test_episode[", "test_filter["))]
+
+    assert f"all {len(limited)} benchmarks that have a limit" in README
+    assert f"All {len(limited)} of the {len(rows)} benchmarks" in (ROOT / "results/speed/README.md").read_text()
