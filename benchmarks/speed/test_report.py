@@ -67,6 +67,8 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 shutil.copytree(first, other)
                 record = json.loads((other / "run.json").read_text())
                 (other / "run.json").write_text(json.dumps({**record, "seed": seed}))
+                text = (other / "config.toml").read_text()
+                (other / "config.toml").write_text(text.replace("seed = 0\n", f"seed = {seed}\n", 1))
     return runs
 
 
