@@ -11,6 +11,7 @@ Shapes: R rows, X hidden, D deterministic, S stochastic.
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,10 +109,8 @@ def _try(device: torch.device, sizes: tuple[int, int, int], tiles: Tiles) -> Non
     hidden, deter, stoch = sizes
 
     def numbers(*shape: int, scale: float = 1.0) -> Tensor:
-        count = 1
-        for size in shape:
-            count *= size
-        return (torch.arange(count, device=device, dtype=torch.float32) * 1.618).sin().view(shape) * scale
+        steps = torch.arange(math.prod(shape), device=device, dtype=torch.float32)
+        return (steps * 1.618).sin().view(shape) * scale
 
     rows, options = tiles.deter[0] + 3, Options(F.elu, 0.1, 0.0, False)
     cell = Cell(
@@ -151,9 +150,7 @@ def _try_gradient(numbers: Callable[..., Tensor], head: Head, cell: Cell, w_stoc
     pair = g_output + (later[0] @ w_stoch)[:, None] * slope_s
     expected_p = (pair.flatten(1) @ head.w_out) * slope_p
     expected = (g_h + later[1] + expected_p @ head.w_deter)[:, None] * slopes
-    gradient_to_deter(
-        later, w_stoch, g_h, g_output, slope_s, head, slope_p, slopes, g_p=g_p, g_cell=g_cell
-    )  # fmt: skip
+    gradient_to_deter(later, w_stoch, g_h, g_output, slope_s, head, slope_p, slopes, g_p=g_p, g_cell=g_cell)
     scale = expected.abs().max()
     gradient_of_cell(g_cell, cell.w_ih, cell.w_hh, slope_p, g_x=g_x, g_h=g_h_before)
     whole = expected.flatten(1)
