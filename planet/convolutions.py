@@ -6,12 +6,12 @@ neighbours in a row are one pixel. A convolution of stride 2 with an even kernel
 of CPUs like: forward and weight gradient of the first layer take 1.7 and 1.4 ms of one core for 128 pictures in
 float32, 0.7 and 1.0 in bfloat16. The weight gradient of a convolution with few output pixels takes three times as long
 as one matrix product, and twice as long in bfloat16 where autograd asks for that of a bias too. Pictures are expected
-with channels last in memory. On other devices all of this is left to torch: cuDNN has kernels for these shapes, and
-matrices of patches would only cost memory there.
+with channels last in memory. On GPUs `planet.fused_pictures` does this, elsewhere torch.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -19,29 +19,48 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from planet import fused_pictures
+
 BACKWARD = torch.ops.aten.convolution_backward
 
 
 def convolve(
     x: Float[Tensor, "n inputs h w"], weight: Float[Tensor, "outputs inputs k k"], bias: Float[Tensor, " outputs"]
 ) -> Float[Tensor, "n outputs h2 w2"]:
-    """Return the convolution of stride 2 without padding."""
+    """Return ReLU of the convolution of stride 2 without padding, in the weight's type.
+
+    A GPU's kernels take the float32 pictures of the first layer as they are; they give no gradient to them.
+    """
+    short = functools.partial(x.to, weight.dtype, memory_format=torch.channels_last)
+    if fused_pictures.usable(x.device):
+        if fused_pictures.takes_first(x, weight):
+            return fused_pictures.relu_of_first_convolution(x, weight, bias)
+        return fused_pictures.relu_of_convolution(short(), weight, bias)
+    x = short()
     if x.device.type != "cpu":
-        return F.conv2d(x, weight, bias, stride=2)
+        return F.relu_(F.conv2d(x, weight, bias, stride=2))
     if x.shape[1] <= 4 and x.shape[-1] % 2 == 0 and weight.shape[-1] % 2 == 0:
-        return _Convolution.apply(_paired(x), _paired(weight), bias, (2, 1))
-    return _Convolution.apply(x, weight, bias, (2, 2))
+        return F.relu_(_Convolution.apply(_paired(x), _paired(weight), bias, (2, 1)))
+    return F.relu_(_Convolution.apply(x, weight, bias, (2, 2)))
 
 
 def transposed(
-    x: Float[Tensor, "n inputs h w"], weight: Float[Tensor, "inputs outputs k k"], bias: Float[Tensor, " outputs"]
+    x: Float[Tensor, "n inputs h w"],
+    weight: Float[Tensor, "inputs outputs k k"],
+    bias: Float[Tensor, " outputs"],
+    *,
+    relu: bool,
 ) -> Float[Tensor, "n outputs h2 w2"]:
-    """Return the transposed convolution of stride 2 without padding."""
+    """Return the transposed convolution of stride 2 without padding, with ReLU where asked for."""
+    if fused_pictures.usable(x.device):
+        return fused_pictures.transposed(x, weight, bias, relu=relu)
     if x.device.type != "cpu":
-        return F.conv_transpose2d(x, weight, bias, stride=2)
-    if weight.shape[-1] % 2 == 0:
-        return _PairedTransposed.apply(x, _paired(weight), bias)
-    return _OddTransposed.apply(x, weight, bias)
+        y = F.conv_transpose2d(x, weight, bias, stride=2)
+    elif weight.shape[-1] % 2 == 0:
+        y = _PairedTransposed.apply(x, _paired(weight), bias)
+    else:
+        y = _OddTransposed.apply(x, weight, bias)
+    return F.relu_(y) if relu else y
 
 
 def _first(x: Tensor) -> Tensor:

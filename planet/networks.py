@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from planet import fused_pictures
 from planet.convolutions import convolve, transposed
 
 Activation = Literal["relu", "elu"]
@@ -44,10 +45,10 @@ class Encoder(nn.Module):
 
     def forward(self, image: Float[Tensor, "*batch 3 64 64"]) -> Float[Tensor, "*batch embed"]:
         dtype = compute_dtype(image.device)
-        x = image.reshape(-1, *image.shape[-3:]).to(dtype, memory_format=torch.channels_last)  # [N, 3, 64, 64]
+        x = image.reshape(-1, *image.shape[-3:])  # [N, 3, 64, 64]
         for layer in self.convolutions:
             assert isinstance(layer, nn.Conv2d) and layer.bias is not None
-            x = F.relu_(convolve(x, layer.weight.to(dtype), layer.bias.to(dtype)))
+            x = convolve(x, layer.weight.to(dtype), layer.bias.to(dtype))
         return x.reshape(*image.shape[:-3], self.embed_size)
 
 
@@ -72,15 +73,15 @@ class Decoder(nn.Module):
     def forward(self, features: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch 3 64 64"]:
         dtype = compute_dtype(features.device)
         x = self.first(self.dense(features.reshape(-1, features.shape[-1])))  # [N, 4 * depth, 5, 5]
-        x = F.relu(x)  # not in place: it is a view, of which autograd would make copies
-        for i, layer in enumerate(self.convolutions):
+        for i, layer in enumerate(self.convolutions, start=1):
             assert isinstance(layer, nn.ConvTranspose2d) and layer.bias is not None
-            x = transposed(F.relu_(x) if i else x, layer.weight.to(dtype), layer.bias.to(dtype))
+            relu = i < len(self.convolutions)  # the picture's numbers may have any sign
+            x = transposed(x, layer.weight.to(dtype), layer.bias.to(dtype), relu=relu)
         return x.reshape(*features.shape[:-1], *x.shape[1:])
 
 
 class OnePixelTransposed(nn.Module):
-    """Vectors [N, I] to [N, O, k, k], channels last: the transposed convolution of a picture of one pixel.
+    """ReLU of vectors [N, I] to [N, O, k, k], channels last: the transposed convolution of a picture of one pixel.
 
     That is a dense layer, held as one (`weight` [k * k * O, I], in the order of the output in memory) with one bias for
     each channel. As a convolution it takes most of the decoder's time.
@@ -93,8 +94,12 @@ class OnePixelTransposed(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Float[Tensor, "n inputs"]) -> Float[Tensor, "n outputs k k"]:
-        y = F.linear(x, self.weight).view(-1, *self.shape)
-        return (y + self.bias.to(y.dtype)).permute(0, 3, 1, 2)
+        y, bias = F.linear(x, self.weight), self.bias
+        if fused_pictures.usable(x.device):
+            y = fused_pictures.biased_relu(y.view(-1, len(bias)), bias.to(y.dtype)).view(-1, *self.shape)
+            return y.permute(0, 3, 1, 2)
+        y = (y.view(-1, *self.shape) + bias.to(y.dtype)).permute(0, 3, 1, 2)
+        return F.relu(y)  # not in place: it is a view, of which autograd would make copies
 
 
 class RewardHead(nn.Module):

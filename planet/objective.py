@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from planet import fused_pictures
 from planet.images import frames_in_cache
 from planet.transition import State, Transition
 
@@ -34,6 +35,12 @@ class _HalfSquaredDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, prediction: Tensor, target: Tensor) -> Tensor:
+        flat, flat_target = (x.flatten(0, -4) for x in (prediction, target))
+        ctx.fused = fused_pictures.usable(prediction.device) and fused_pictures.same_order(flat, flat_target)
+        if ctx.fused:
+            distance, difference = fused_pictures.half_squared_distance(flat, flat_target)
+            ctx.save_for_backward(difference)
+            return distance.view(prediction.shape[:-3])
         kept, few = torch.empty_like(prediction), frames_in_cache(prediction.device)
         distances = []
         for out, a, b in zip(*(x.flatten(0, -4).split(few) for x in (kept, prediction, target)), strict=True):
@@ -46,6 +53,9 @@ class _HalfSquaredDistance(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (difference,) = ctx.saved_tensors
+        if ctx.fused:
+            result = fused_pictures.scaled(difference, grad.flatten())
+            return result.view(*grad.shape, *difference.shape[1:]), None
         result, few = torch.empty_like(difference), frames_in_cache(difference.device)
         scales = grad.flatten()[:, None, None, None].split(few)
         pictures = (x.flatten(0, -4).split(few) for x in (result, difference))

@@ -1,5 +1,7 @@
 """The fast forms of convolutions equal torch's, forward and backward."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,7 +34,7 @@ def test_convolve(inputs: int, outputs: int, kernel: int, size: int) -> None:
         for shape in [(2, inputs, size, size), (outputs, inputs, kernel, kernel), (outputs,)]
     )
 
-    check(convolve, lambda x, w, b: F.conv2d(x, w, b, stride=2), x, weight, bias)
+    check(convolve, lambda x, w, b: F.relu(F.conv2d(x, w, b, stride=2)), x, weight, bias)
 
 
 @pytest.mark.parametrize(("inputs", "outputs", "kernel", "size"), TRANSPOSED)
@@ -43,16 +45,22 @@ def test_transposed(inputs: int, outputs: int, kernel: int, size: int) -> None:
         for shape in [(2, inputs, size, size), (inputs, outputs, kernel, kernel), (outputs,)]
     )
 
-    check(transposed, lambda x, w, b: F.conv_transpose2d(x, w, b, stride=2), x, weight, bias)
+    for relu in (False, True):
+        check(
+            functools.partial(transposed, relu=relu),
+            lambda x, w, b, relu=relu: (F.relu if relu else torch.clone)(F.conv_transpose2d(x, w, b, stride=2)),
+            x, weight, bias,
+        )  # fmt: skip
 
 
-@pytest.mark.parametrize("function", [convolve, transposed])
+@pytest.mark.parametrize("function", [convolve, functools.partial(transposed, relu=True)])
 def test_other_devices_get_torch_s_own(function: object) -> None:
-    """`meta` stands for a GPU."""
+    """`meta` stands for a GPU without Triton."""
     x, weight, bias = (
         torch.empty(shape, device="meta", requires_grad=True) for shape in [(2, 3, 6, 6), (3, 3, 4, 4), (3,)]
     )
 
     y = function(x, weight, bias)  # pyright: ignore[reportCallIssue]
 
-    assert isinstance(y, Tensor) and y.grad_fn is not None and y.grad_fn.name() == "ConvolutionBackward0"
+    assert isinstance(y, Tensor) and y.grad_fn is not None and y.grad_fn.name() == "ReluBackward0"
+    assert y.grad_fn.next_functions[0][0].name() == "ConvolutionBackward0"
