@@ -27,7 +27,11 @@ def provenance_section(results: Results) -> Section | None:
         data.append(
             {"runs": len(runs), **dict(zip(names, origin, strict=True)), "paths": " ".join(str(r.path) for r in runs)}
         )
-    wrapped = {(i, column): "wrap" for i in range(len(rows)) for column in ("code", "machine", "versions", "variants")}
+    wrapped = {
+        (i, column): "wrap"
+        for i in range(len(rows))
+        for column in ("code", "machine", "pictures", "versions", "variants")
+    }
     caption = (
         "Runs are pooled over clean commits and machines, never over presets, settings, precision, picture modes or "
         "uncommitted changes; where such runs share a variant they are drawn as separate curves."
@@ -45,6 +49,11 @@ def provenance_section(results: Results) -> Section | None:
     if len(machines) > 1:
         listed = "; ".join(machines)
         blocks.append(Text(f"Runs of {len(machines)} kinds of machine are drawn together: {listed}.", "warning"))
+    renderers = sorted({run.renderer for run in results.runs} - {""})
+    if len(renderers) > 1:
+        listed = "; ".join(renderers)
+        text = f"Runs whose pictures {len(renderers)} renderers drew are drawn together, and theirs differ: {listed}."
+        blocks.append(Text(text, "warning"))
     return Section("provenance", "Where these runs come from", blocks)
 
 
@@ -56,7 +65,7 @@ def _origin(run: Run) -> tuple[str, ...]:
         commits,
         run.device,
         run.precision,
-        run.picture,
+        ", ".join(filter(None, (run.picture, run.renderer))),
         run.resolved("threads", run.config["runtime"].get("threads", "")),
         ", ".join(f"{name} {versions[name]}" for name in PACKAGES if versions.get(name)),
     )

@@ -125,6 +125,11 @@ class Run:
         return self.resolved("picture", self.config["env"]["picture"])
 
     @property
+    def renderer(self) -> str:
+        """Return what drew the pictures at the first start that says so: a GPU's are not software's."""
+        return next((str(start["renderer"]) for start in self.starts if start.get("renderer")), "")
+
+    @property
     def device(self) -> str:
         """Return the accelerator's or processor's name at the first start, as far as it is known."""
         for start in self.starts[:1]:

@@ -48,6 +48,7 @@ _RESOLVED: Shape = {"device?": TEXT, "precision?": TEXT, "picture?": TEXT, "thre
 _START: Shape = {
     "git?": _GIT, "code_hash?": TEXT, "versions?": {}, "processor?": TEXT, "cores?": COUNT, "gpus?": [{"name?": TEXT}],
     "changed?": [TEXT],
+    "renderer?": TEXT,
 }  # fmt: skip
 RUN_JSON: Shape = {
     "preset": NAME, "variant": NAME, "task": NAME, "seed": COUNT, "git?": _GIT, "code_hash?": TEXT, "versions?": {},

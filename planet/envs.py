@@ -53,6 +53,11 @@ class Env(Protocol):
         """Decisions per episode."""
         ...
 
+    @property
+    def renderer(self) -> str:
+        """What draws the pictures, e.g. `egl, llvmpipe (LLVM 15.0.6, 256 bits)`."""
+        ...
+
     def reset(self, seed: int) -> UInt8[np.ndarray, "3 64 64"]:
         """Begin an episode whose start state is a function of `seed` alone; return its first picture."""
         ...
@@ -180,6 +185,7 @@ class PadActions:
         self.action_size = action_size
         self.action_repeat = env.action_repeat
         self.agent_steps = env.agent_steps
+        self.renderer = env.renderer
 
     def reset(self, seed: int) -> UInt8[np.ndarray, "3 64 64"]:
         """See `Env.reset`."""

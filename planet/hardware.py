@@ -69,7 +69,7 @@ def use(device: torch.device) -> None:
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
         # Else cuDNN may choose weight gradients that add up in whatever order threads arrive, and a resumed run would
-        # not be the unbroken one. What it costs is not measured yet.
+        # not be the unbroken one. On an H200 that cost 1.1 of an update's 14.4 ms (results/speed/README.md).
         torch.backends.cudnn.deterministic = True
 
 

@@ -404,6 +404,16 @@ class RunDir:
         write_atomic(self.run_json, _json(record))
         return start
 
+    def record_renderer(self, renderer: str) -> None:
+        """Add to the last start what draws its pictures: a GPU's are not software's, so `changed` says `renderer` where
+        another drew those of the start before."""
+        record = self.run()
+        *before, start = record["starts"]
+        start["renderer"] = renderer
+        if before and before[-1].get("renderer") not in (None, renderer):
+            start["changed"].append("renderer")
+        write_atomic(self.run_json, _json(record))
+
     def resolved(self) -> dict[str, Any] | None:
         """Return the settings the first start decided, or None before it."""
         return self.run().get("resolved")

@@ -516,8 +516,10 @@ def _train(
                 run_dir, config, device=device, precision=precision, recorder=recorder, display=display, lease=lease,
                 stop=stop, make_env=make_env,
             )  # fmt: skip
+            renderer = trainer.envs[0].renderer
+            run_dir.record_renderer(renderer)
             display.line(
-                f"{config.task}, seed {config.seed}, {device}, {precision}, {threads} threads, pictures by {backend}"
+                f"{config.task}, seed {config.seed}, {device}, {precision}, {threads} threads, pictures by {renderer}"
             )
             if precision == "bfloat16" and not hardware.has_bfloat16(device):
                 display.line(

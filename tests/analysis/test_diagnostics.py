@@ -112,6 +112,25 @@ def test_origins_are_counted_and_mixed_commits_are_said(tmp_path: Path) -> None:
     assert "2 clean commits are drawn together" in str(warnings)
 
 
+def test_pictures_of_several_renderers_are_said(tmp_path: Path) -> None:
+    for seed, renderer in enumerate(("egl, llvmpipe", "egl, llvmpipe", "")):
+        run = make_run(tmp_path, seed=seed, until=20, state="running")
+        if renderer:
+            run.record_renderer(renderer)
+    section = provenance_section(load([tmp_path]))
+    assert section is not None
+    table, *warnings = section.blocks
+    assert isinstance(table, Table) and table.data["pictures"].tolist() == ["exact, egl, llvmpipe", "exact"]
+    assert not warnings  # of one run it is not known
+
+    make_run(tmp_path, seed=3, until=20, state="running").record_renderer("egl, NVIDIA H200")
+    section = provenance_section(load([tmp_path]))
+    assert section is not None
+    assert "pictures 2 renderers drew are drawn together, and theirs differ: egl, NVIDIA H200; egl, llvmpipe" in str(
+        section.blocks
+    )
+
+
 def test_thin_keeps_the_mean() -> None:
     x, y = np.arange(10.0), np.arange(10.0) ** 2
 

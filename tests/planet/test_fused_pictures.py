@@ -31,9 +31,11 @@ import functools, sys
 sys.path.insert(0, sys.argv[1])
 import pytest, torch
 import torch.nn.functional as F
-import test_convolutions as shapes, test_cuda_graph as graph_tests
-from planet import fused_pictures, images, objective, networks
-from planet.convolutions import convolve, transposed
+from jaxtyping import install_import_hook
+with install_import_hook("planet", "beartype.beartype"):  # as in every test run
+    from planet import fused_pictures, images, objective, networks
+    from planet.convolutions import convolve, transposed
+    import test_convolutions as shapes, test_cuda_graph as graph_tests
 
 fused_pictures._try(torch.device("cpu"))
 calls = []

@@ -270,3 +270,13 @@ def test_a_kill_during_replacement_leaves_a_whole_file(tmp_path):
 def test_write_atomic_names_the_file_it_cannot_write(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         write_atomic(tmp_path / "absent" / "status.json", b"x")
+
+
+def test_a_start_whose_pictures_something_else_draws_is_recorded(run):
+    for renderer in ("egl, llvmpipe", "egl, llvmpipe", "egl, NVIDIA H200"):
+        run.record_start()
+        run.record_renderer(renderer)
+
+    starts = run.run()["starts"]
+    assert [start["renderer"] for start in starts] == ["egl, llvmpipe", "egl, llvmpipe", "egl, NVIDIA H200"]
+    assert [start["changed"] for start in starts] == [[], [], ["renderer"]]

@@ -95,6 +95,14 @@ def test_a_run_writes_what_the_run_directory_promises(unbroken):
 
 
 @pytest.mark.slow
+def test_a_run_says_what_drew_its_pictures(unbroken):
+    (first,) = unbroken.run()["starts"]
+
+    backend, name = first["renderer"].split(", ", 1)
+    assert backend == unbroken.resolved()["gl"] and name
+    assert f"pictures by {first['renderer']}" in unbroken.log.read_text()
+
+
 def test_a_finished_run_started_again_is_left_alone(unbroken):
     before = {p: p.stat().st_mtime_ns for p in unbroken.path.rglob("*") if p.is_file()}
 
