@@ -92,6 +92,11 @@ def _try(device: torch.device) -> None:
     torch.testing.assert_close(scaled(difference, distance), 0.5 * ours * distance[:, None, None, None])
 
 
+def _last(x: Tensor) -> Tensor:
+    """Channels last in memory, which is how cuDNN answers where it was asked so."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def _channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last)
 
@@ -172,7 +177,7 @@ def relu_of_convolution(
     x: Float[Tensor, "n inputs h w"], weight: Float[Tensor, "outputs inputs k k"], bias: Float[Tensor, " outputs"]
 ) -> Float[Tensor, "n outputs h2 w2"]:
     """Return ReLU of the convolution of stride 2."""
-    return _Biased.apply(_Convolution.apply(x, weight), bias, True)
+    return _Biased.apply(_last(_Convolution.apply(x, weight)), bias, True)
 
 
 def transposed(
@@ -185,9 +190,9 @@ def transposed(
     """Return the transposed convolution of stride 2, with ReLU where asked for."""
     k = weight.shape[-1]
     if k % 2:
-        return _Biased.apply(F.conv_transpose2d(x, weight, stride=2), bias, relu)
+        return _Biased.apply(_last(F.conv_transpose2d(x, weight, stride=2)), bias, relu)
     size = tuple(2 * n + k - 2 for n in x.shape[2:])
-    return _Pixels.apply(F.conv2d(x, _for_blocks(weight), padding=k // 2 - 1), bias, size, relu)
+    return _Pixels.apply(_last(F.conv2d(x, _for_blocks(weight), padding=k // 2 - 1)), bias, size, relu)
 
 
 def biased_relu(x: Float[Tensor, "rows channels"], bias: Float[Tensor, " channels"]) -> Float[Tensor, "rows channels"]:
@@ -235,7 +240,7 @@ class _Biased(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         from planet import triton_pictures
 
-        grad = grad.contiguous(memory_format=torch.channels_last if grad.dim() == 4 else torch.contiguous_format)
+        grad = _last(grad) if grad.dim() == 4 else grad.contiguous()
         (out,) = ctx.saved_tensors if ctx.relu else (grad,)
         result, channels = torch.empty_like(grad) if ctx.relu else grad, grad.shape[1]
         (at_a_time, whole), rows = _rows_at_a_time(channels), grad.numel() // channels
@@ -263,11 +268,11 @@ class _Pixels(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         from planet import triton_pictures
 
-        grad = grad.contiguous(memory_format=torch.channels_last)
+        grad = _last(grad)
         (out,) = ctx.saved_tensors if ctx.relu else (grad,)
         n, filled, h, w = ctx.blocks
         channels, rows = grad.shape[1], n * h * w
-        result = grad.new_empty(ctx.blocks).contiguous(memory_format=torch.channels_last)
+        result = torch.empty(ctx.blocks, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
         at_a_time, whole = _rows_at_a_time(filled)
         programs, each = _share(rows, at_a_time)
         sums = torch.empty(programs, filled, device=grad.device)
@@ -289,9 +294,7 @@ def pixels_of(
     from planet import triton_pictures
 
     n, filled, h, w = blocks.shape
-    out = torch.empty((n, channels, *size), dtype=blocks.dtype, device=blocks.device).contiguous(
-        memory_format=torch.channels_last
-    )
+    out = torch.empty((n, channels, *size), dtype=blocks.dtype, device=blocks.device, memory_format=torch.channels_last)
     kernel: Any = triton_pictures.blocks_to_pixels
     kernel[(_cells(out.numel(), NUMBERS),)](
         blocks, bias if bias is not None else blocks, out, out.numel(), HEIGHT=size[0], WIDTH=size[1],
@@ -318,7 +321,7 @@ class _Convolution(torch.autograd.Function):
             [ctx.needs_input_grad[0] and not by_blocks, True, False],
         )  # fmt: skip
         if by_blocks:
-            blocks = F.conv2d(grad, _for_blocks(weight), padding=k // 2 - 1)
+            blocks = _last(F.conv2d(grad, _for_blocks(weight), padding=k // 2 - 1))
             grad_x = pixels_of(blocks, None, x.shape[1], (x.shape[2], x.shape[3]), relu=False)
         return grad_x, grad_weight
 
@@ -336,8 +339,8 @@ class _FirstConvolution(torch.autograd.Function):
         width = (size - 4) // 2 + 1
         rows_of_kernel = weight.permute(2, 3, 1, 0).reshape(4, 4 * channels, outputs)
         laid_out = F.pad(rows_of_kernel, (0, 0, 0, 16 - 4 * channels)).reshape(64, outputs)
-        out = torch.empty((n, outputs, width, width), dtype=weight.dtype, device=weight.device).contiguous(
-            memory_format=torch.channels_last
+        out = torch.empty(
+            (n, outputs, width, width), dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last
         )
         kernel: Any = triton_pictures.first_convolution
         rows = n * width * width
@@ -355,7 +358,7 @@ class _FirstConvolution(torch.autograd.Function):
 
         image, out = ctx.saved_tensors
         (n, channels, size, _), (outputs, width) = image.shape, out.shape[1:3]
-        grad = grad.contiguous(memory_format=torch.channels_last)
+        grad = _last(grad)
         rows = n * width * width
         programs, each = _share(rows, _FirstConvolution.ROWS_BACK)
         g_weight = torch.empty(programs, 64, outputs, device=grad.device)
