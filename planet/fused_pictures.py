@@ -191,8 +191,7 @@ def transposed(
     k = weight.shape[-1]
     if k % 2:
         return _Biased.apply(_last(F.conv_transpose2d(x, weight, stride=2)), bias, relu)
-    size = tuple(2 * n + k - 2 for n in x.shape[2:])
-    return _Pixels.apply(_last(F.conv2d(x, _for_blocks(weight), padding=k // 2 - 1)), bias, size, relu)
+    return _Pixels.apply(_last(F.conv2d(x, _for_blocks(weight), padding=k // 2 - 1)), bias, relu)
 
 
 def biased_relu(x: Float[Tensor, "rows channels"], bias: Float[Tensor, " channels"]) -> Float[Tensor, "rows channels"]:
@@ -254,18 +253,18 @@ class _Biased(torch.autograd.Function):
 
 
 class _Pixels(torch.autograd.Function):
-    """Blocks [N, 4 * C and more, h, w] to pixels [N, C, H, W] with their bias (None: without)."""
+    """Blocks [N, 4 * C and more, h, w] to pixels [N, C, 2h, 2w] with their bias."""
 
     @staticmethod
-    def forward(ctx: Any, blocks: Tensor, bias: Tensor | None, size: tuple[int, int], relu: bool) -> Tensor:
-        channels = len(bias) if bias is not None else blocks.shape[1] // 4
-        out = pixels_of(blocks, bias, channels, size, relu=relu)
-        ctx.relu, ctx.bias_type, ctx.blocks = relu, bias.dtype if bias is not None else None, blocks.shape
+    def forward(ctx: Any, blocks: Tensor, bias: Tensor, relu: bool) -> Tensor:
+        _, _, h, w = blocks.shape
+        out = pixels_of(blocks, bias, len(bias), (2 * h, 2 * w), relu=relu)
+        ctx.relu, ctx.bias_type, ctx.blocks = relu, bias.dtype, blocks.shape
         ctx.save_for_backward(*([out] if relu else []))
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         from planet import triton_pictures
 
         grad = _last(grad)
@@ -278,12 +277,10 @@ class _Pixels(torch.autograd.Function):
         sums = torch.empty(programs, filled, device=grad.device)
         kernel: Any = triton_pictures.gradient_to_blocks
         kernel[(programs,)](
-            grad, out, result, sums, rows, each, HEIGHT=grad.shape[2], WIDTH=grad.shape[3], CHANNELS=channels,
-            BLOCK_ROWS=h, BLOCK_COLUMNS=w, BLOCK_CHANNELS=filled, RELU=ctx.relu, ROWS=at_a_time, WHOLE=whole,
+            grad, out, result, sums, rows, each, CHANNELS=channels, BLOCK_ROWS=h, BLOCK_COLUMNS=w,
+            BLOCK_CHANNELS=filled, RELU=ctx.relu, ROWS=at_a_time, WHOLE=whole,
         )  # fmt: skip
-        if ctx.bias_type is None:
-            return result, None, None, None
-        return result, sums.sum(dim=0)[: 4 * channels].view(4, channels).sum(dim=0).to(ctx.bias_type), None, None
+        return result, sums.sum(dim=0)[: 4 * channels].view(4, channels).sum(dim=0).to(ctx.bias_type), None
 
 
 def pixels_of(

@@ -2,9 +2,9 @@
 `planet.fused_pictures`).
 
 Pictures have their channels last in memory. Numbers are read in the type they have and computed with in float32. Sums
-over pixels are taken in parts, one of each program, that are added afterwards: always in the same order. Sizes are
-constants, so that divisions by them are multiplications. `no_type_check` keeps the tests' shape checks out of what
-Triton compiles.
+over pixels are taken in parts that are added afterwards, always in the same order: `each` rows by one program, a
+multiple of what it takes at a time. Sizes are constants, so that divisions by them are multiplications.
+`no_type_check` keeps the tests' shape checks out of what Triton compiles.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def gradient_to_bias(
     total = tl.zeros([ROWS, WHOLE], tl.float32)
     for step in range(0, each, ROWS):
         row = begin + step + tl.arange(0, ROWS)
-        mask = ((row < rows) & (row < begin + each))[:, None] & (c < CHANNELS)[None, :]
+        mask = (row < rows)[:, None] & (c < CHANNELS)[None, :]
         at = row[:, None] * CHANNELS + c[None, :]
         g = tl.load(grad + at, mask=mask, other=0.0)
         if RELU:
@@ -116,12 +116,12 @@ def blocks_to_pixels(
 @triton.jit
 @no_type_check
 def gradient_to_blocks(
-    grad, out, result, sums, rows, each,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
+    grad, out, result, sums, rows, each, CHANNELS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
     RELU: tl.constexpr, ROWS: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """`blocks_to_pixels` backwards: the gradient to the blocks [rows, BLOCK_CHANNELS], and of `each` rows its sum."""
+    """`blocks_to_pixels` backwards, for pictures of whole blocks: the gradient to these [rows, BLOCK_CHANNELS], and of
+    `each` rows its sum."""
     begin, k = tl.program_id(0) * each, tl.arange(0, WHOLE)
     odd_row, odd_column, channel = k // (2 * CHANNELS), k // CHANNELS % 2, k % CHANNELS
     total = tl.zeros([ROWS, WHOLE], tl.float32)
@@ -129,10 +129,10 @@ def gradient_to_blocks(
         block = begin + step + tl.arange(0, ROWS)
         column, line = block % BLOCK_COLUMNS * 2, block // BLOCK_COLUMNS
         row, picture = line % BLOCK_ROWS * 2, line // BLOCK_ROWS
-        within = ((block < rows) & (block < begin + each))[:, None] & (k < BLOCK_CHANNELS)[None, :]
+        within = (block < rows)[:, None] & (k < BLOCK_CHANNELS)[None, :]
         y, x = row[:, None] + odd_row[None, :], column[:, None] + odd_column[None, :]
-        inside = within & (k < 4 * CHANNELS)[None, :] & (y < HEIGHT) & (x < WIDTH)
-        at = ((picture[:, None] * HEIGHT + y) * WIDTH + x) * CHANNELS + channel[None, :]
+        inside = within & (k < 4 * CHANNELS)[None, :]
+        at = ((picture[:, None] * 2 * BLOCK_ROWS + y) * 2 * BLOCK_COLUMNS + x) * CHANNELS + channel[None, :]
         g = tl.load(grad + at, mask=inside, other=0.0)
         if RELU:
             g = tl.where(tl.load(out + at, mask=inside, other=0.0) <= 0.0, 0.0, g)
@@ -186,7 +186,7 @@ def gradient_of_first_convolution(
     total, total_bias = tl.zeros([64, OUTPUTS], tl.float32), tl.zeros([ROWS, OUTPUTS], tl.float32)
     for step in range(0, each, ROWS):
         pixel = begin + step + tl.arange(0, ROWS)
-        within = (pixel < rows) & (pixel < begin + each)
+        within = pixel < rows
         x = _patches(image, pixel, within, SIZE, CHANNELS, OUT)
         if SHORT:
             x = x.to(tl.bfloat16)

@@ -75,7 +75,9 @@ assert set(calls) == {"relu_of_convolution", "transposed"}, set(calls)  # pictur
 fused_pictures.PROGRAMS = 3
 for n, outputs, size in ((2, 16, 64), (1, 32, 10), (3, 64, 9)):
     image, weight, bias = given((n, 3, size, size), (outputs, 3, 4, 4), (outputs,))
-    image = image.contiguous(memory_format=torch.channels_last)
+    memory = torch.full((n + 1, size, size, 3), float("nan"))  # behind the last picture nothing is to be read
+    memory[:n] = image.movedim(1, -1)
+    image = memory[:n].movedim(-1, 1)
     leaves = [weight.requires_grad_(), bias.requires_grad_()]
     calls.clear()
     y = convolve(image, *leaves)
@@ -174,7 +176,8 @@ def sizes(channels):
     rows, whole = fused_pictures._rows_at_a_time(channels)
     return {"ROWS": rows, "WHOLE": whole}
 
-pixels = {"HEIGHT": 64, "WIDTH": 64, "CHANNELS": 3, "BLOCK_ROWS": 32, "BLOCK_COLUMNS": 32, "BLOCK_CHANNELS": 16}
+blocks = {"CHANNELS": 3, "BLOCK_ROWS": 32, "BLOCK_COLUMNS": 32, "BLOCK_CHANNELS": 16}
+pixels = blocks | {"HEIGHT": 64, "WIDTH": 64}
 first = {"SIZE": 64, "CHANNELS": 3, "OUT": 31, "OUTPUTS": 32, "PRECISION": "tf32"}
 FORWARD, BACK = fused_pictures._FirstConvolution.ROWS, fused_pictures._FirstConvolution.ROWS_BACK
 assert compiled(kernels.dequantise, "fp32", SHIFT=3, BLOCK=4096).asm["cubin"]
@@ -185,7 +188,7 @@ for of, short in (("bf16", True), ("fp32", False)):
         (kernels.add_bias, {"CHANNELS": 32, "RELU": True, "BLOCK": 1024}),
         (kernels.gradient_to_bias, {"CHANNELS": 64, "RELU": True} | sizes(64)),
         (kernels.blocks_to_pixels, pixels | {"BIAS": True, "RELU": True, "BLOCK": 1024}),
-        (kernels.gradient_to_blocks, pixels | {"RELU": True} | sizes(16)),
+        (kernels.gradient_to_blocks, blocks | {"RELU": True} | sizes(16)),
         (kernels.first_convolution, first | {"SHORT": short, "ROWS": FORWARD}),
         (kernels.gradient_of_first_convolution, first | {"SHORT": short, "ROWS": BACK}),
     ):
@@ -217,3 +220,17 @@ def test_without_working_kernels_torch_s_operations_remain(monkeypatch: pytest.M
 @pytest.mark.gpu
 def test_they_are_used_on_a_gpu() -> None:
     assert fused_pictures.usable(torch.device("cuda:0"))
+
+
+@pytest.mark.gpu
+def test_a_nan_stays_one_on_a_gpu() -> None:
+    """The interpreter's minimum and maximum keep one, a GPU's do not."""
+    undefined, none = torch.full((1, 32, 3, 3), float("nan"), device="cuda:0"), torch.zeros(32, device="cuda:0")
+    undefined = undefined.contiguous(memory_format=torch.channels_last)
+    weight = torch.ones(32, 32, 2, 2, device="cuda:0").contiguous(memory_format=torch.channels_last)
+
+    assert fused_pictures.biased_relu(undefined.flatten(1)[:, :32].clone(), none).isnan().all()
+    assert fused_pictures.relu_of_convolution(undefined, weight, none).isnan().all()
+    assert fused_pictures.transposed(undefined, weight, none, relu=True).isnan().all()
+    image = torch.full((1, 64, 64, 3), float("nan"), device="cuda:0").movedim(-1, 1)
+    assert fused_pictures.relu_of_first_convolution(image, torch.ones(32, 3, 4, 4, device="cuda:0"), none).isnan().all()
