@@ -30,7 +30,6 @@ class CountingEnv:
     """
 
     action_repeat = 1
-    renderer = "counting"
 
     def __init__(self, action_size: int, agent_steps: int) -> None:
         if not 1 <= action_size <= 64:

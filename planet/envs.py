@@ -53,11 +53,6 @@ class Env(Protocol):
         """Decisions per episode."""
         ...
 
-    @property
-    def renderer(self) -> str:
-        """What draws the pictures, e.g. `egl, llvmpipe (LLVM 15.0.6, 256 bits)`."""
-        ...
-
     def reset(self, seed: int) -> UInt8[np.ndarray, "3 64 64"]:
         """Begin an episode whose start state is a function of `seed` alone; return its first picture."""
         ...
@@ -185,7 +180,7 @@ class PadActions:
         self.action_size = action_size
         self.action_repeat = env.action_repeat
         self.agent_steps = env.agent_steps
-        self.renderer = env.renderer
+        self.renderer = renderer_of(env)
 
     def reset(self, seed: int) -> UInt8[np.ndarray, "3 64 64"]:
         """See `Env.reset`."""
@@ -199,6 +194,12 @@ class PadActions:
     def close(self) -> None:
         """See `Env.close`."""
         self._env.close()
+
+
+def renderer_of(env: Env) -> str:
+    """Return what draws an environment's pictures, e.g. `egl, llvmpipe (LLVM 15.0.6, 256 bits)`; "" where it does not
+    say."""
+    return getattr(env, "renderer", "")
 
 
 def check_action(action: np.ndarray, action_size: int) -> None:

@@ -31,7 +31,7 @@ from planet.agent import Agent, NonFiniteAction
 from planet.cem import NonFiniteScore
 from planet.config import Config, EnvConfig
 from planet.device_replay import make_replay
-from planet.envs import Env, PadActions, make_env
+from planet.envs import Env, PadActions, make_env, renderer_of
 from planet.episode_store import EpisodeStore
 from planet.evaluate import evaluate
 from planet.learner import Learner, Sequences
@@ -516,10 +516,11 @@ def _train(
                 run_dir, config, device=device, precision=precision, recorder=recorder, display=display, lease=lease,
                 stop=stop, make_env=make_env,
             )  # fmt: skip
-            renderer = trainer.envs[0].renderer
-            run_dir.record_renderer(renderer)
+            if renderer := renderer_of(trainer.envs[0]):
+                run_dir.record_renderer(renderer)
             display.line(
-                f"{config.task}, seed {config.seed}, {device}, {precision}, {threads} threads, pictures by {renderer}"
+                f"{config.task}, seed {config.seed}, {device}, {precision}, {threads} threads, pictures by "
+                f"{renderer or backend}"
             )
             if precision == "bfloat16" and not hardware.has_bfloat16(device):
                 display.line(
