@@ -8,12 +8,13 @@ Algorithm 1). The executed action, noisy and clipped, is what the filter sees ne
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Int, UInt8
 from torch import Tensor
 
 from planet import cem
@@ -36,8 +37,24 @@ class AgentState:
     """One per environment: what an environment draws does not depend on how many run beside it."""
 
 
+ALIGNED = 16
+"""On a GPU, numbers of environments begin at multiples of so many: kernels load several at a time."""
+
+
 class NonFiniteAction(RuntimeError):
     """The planner returned a NaN or an infinity."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """What a decision on a GPU is made from; used again when that decision has been waited for."""
+
+    host_frames: UInt8[Tensor, "env 64 64 3"]
+    """Pinned, and in the order of the noise that is added."""
+    frames: UInt8[Tensor, "env 64 64 3"]
+    words: Int[Tensor, "env word"]
+    normal: Float[Tensor, "env number"]
+    no_plan: Float[Tensor, "env horizon action"]
 
 
 class Agent:
@@ -48,6 +65,7 @@ class Agent:
         self.precision = precision
         self._recorded: dict[int, CudaGraph] = {}
         """For each number of environments: its working memory lies in the graph."""
+        self._memory: dict[int, _Memory] = {}
 
     @property
     def device(self) -> torch.device:
@@ -73,22 +91,54 @@ class Agent:
             NonFiniteAction: the plan holds a NaN or an infinity.
             NonFiniteScore: a predicted return is a NaN.
         """
-        frames = torch.from_numpy(obs).to(self.device)
         decide = self._decide_recorded if self.device.type == "cuda" else self._decide
-        belief, plan, undefined = decide(state, frames)
+        belief, plan, undefined, noise = decide(state, self._upload(obs))
         action = plan[:, 0].float()  # [N, A]
         if action_noise:
-            noise = [torch.randn(self.action_size, generator=g, device=self.device) for g in state.generators]
-            action = action + action_noise * torch.stack(noise)
+            if noise is None:
+                each = [torch.randn(self.action_size, generator=g, device=self.device) for g in state.generators]
+                noise = torch.stack(each)
+            action = action + action_noise * noise
         action = action.clamp(-1, 1)
         executed = action.cpu().numpy()
         if undefined is not None:  # looked at no earlier: the first look waits for the device
-            cem.check_defined(undefined, self.planner.candidates)
+            cem.check_defined(undefined.cpu(), self.planner.candidates)
         if not np.isfinite(executed).all():
             raise NonFiniteAction(f"the planner returned the action {executed.tolist()}")
         return executed, dataclasses.replace(state, belief=belief, action=action, plan=plan)
 
-    def _decide(self, state: AgentState, frames: Tensor) -> tuple[State, Tensor, None]:
+    def _upload(self, obs: UInt8[np.ndarray, "env 3 64 64"]) -> UInt8[Tensor, "env 3 64 64"]:
+        frames = torch.from_numpy(obs)
+        if self.device.type != "cuda":
+            return frames.to(self.device)
+        memory = self._memory_of(len(obs))
+        memory.host_frames.copy_(frames.movedim(1, -1))
+        return memory.frames.copy_(memory.host_frames, non_blocking=True).movedim(-1, 1)
+
+    def _memory_of(self, envs: int) -> _Memory:
+        if envs not in self._memory:
+            device, size = self.device, (envs, 64, 64, 3)
+            numbers = sum(map(math.prod, self._parts())) + self.action_size
+            self._memory[envs] = _Memory(
+                torch.empty(size, dtype=torch.uint8).pin_memory(),
+                torch.empty(size, dtype=torch.uint8, device=device),
+                torch.empty(envs, 64 * 64 * 3 // 8, dtype=torch.int64, device=device),
+                torch.empty(envs, numbers + -numbers % ALIGNED, device=device),
+                torch.zeros(envs, self.planner.horizon, self.action_size, device=device),
+            )
+        return self._memory[envs]
+
+    def _parts(self) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int], tuple[int]]:
+        """Shapes of an environment's normal numbers in the order in which `decision_inputs` gives them: those of the
+        predicted returns, of the candidates, of the posterior."""
+        planner, stoch = self.planner, self.world_model.transition.stoch_size
+        return (
+            (planner.iterations, planner.horizon, planner.candidates * planner.samples, stoch),
+            (planner.iterations, planner.candidates, planner.horizon, self.action_size),
+            (stoch,),
+        )
+
+    def _decide(self, state: AgentState, frames: Tensor) -> tuple[State, Tensor, None, None]:
         """Return the new belief and the mean of the plan from it [N, H, A]; numbers are drawn when they are needed,
         into memory that stays in the processor's cache."""
         planner = self.planner
@@ -115,33 +165,54 @@ class Agent:
                 device=self.device,
                 start_mean=self._warm_start(state.plan),
             )
-        return belief, plan.mean, None
+        return belief, plan.mean, None, None
 
-    def _decide_recorded(self, state: AgentState, frames: Tensor) -> tuple[State, Tensor, Tensor]:
-        """Return what `_decide` returns, with its numbers drawn beforehand, and what `cem.check_defined` is to see;
-        does not wait for the device."""
+    def _decide_recorded(self, state: AgentState, frames: Tensor) -> tuple[State, Tensor, Tensor, Tensor | None]:
+        """Return what `_decide` returns, with its numbers drawn beforehand, what `cem.check_defined` is to see, and
+        the numbers of exploration [N, A] where they were drawn, too; does not wait for the device."""
         run = self._recorded.setdefault(len(frames), CudaGraph(self.decide))
         found = run(*self.decision_inputs(state, frames))
-        return State(found["deter"], found["stoch"], found["mean"], found["std"]), found["plan"], found["undefined"]
+        belief = State(found["deter"], found["stoch"], found["mean"], found["std"])
+        exploration = found["exploration"]
+        return belief, found["plan"], found["undefined"], exploration if exploration.numel() else None
 
     def decision_inputs(self, state: AgentState, frames: Tensor) -> tuple[Tensor, ...]:
         """Return the arguments of `decide`: the state, the pictures and all random numbers."""
-        planner, generators = self.planner, state.generators
-        image_noise, noise = self.world_model.draw_filter_noise(generators)
-        shape = (planner.iterations, planner.candidates, planner.horizon, self.action_size)
-        action_noise = cem.draw_noise(shape, generators, self.device)
-        return_noise = self.world_model.draw_return_noise(
+        bytes_, normal = self._draw(state.generators)
+        start = self._warm_start(state.plan)
+        if start is None:
+            start = (
+                self._memory_of(len(frames)).no_plan
+                if self.device.type == "cuda"
+                else torch.zeros(len(frames), self.planner.horizon, self.action_size)
+            )
+        b = state.belief
+        return b.deter, b.stoch, b.mean, b.std, state.action, frames, start, bytes_, normal
+
+    def _draw(
+        self, generators: Sequence[torch.Generator]
+    ) -> tuple[UInt8[Tensor, "env byte"], Float[Tensor, "env number"]]:
+        """Return the random bytes and the normal numbers (`_parts`) of one decision.
+
+        On a GPU, where each launch counts, an environment's numbers are drawn all at once, which are others, and those
+        of exploration with them.
+        """
+        if self.device.type == "cuda":
+            memory = self._memory_of(len(generators))
+            for words, normal, generator in zip(memory.words, memory.normal, generators, strict=True):
+                words.random_(-(2**63), None, generator=generator)
+                normal.normal_(generator=generator)
+            return memory.words.view(torch.uint8), memory.normal
+        planner = self.planner
+        bytes_, posterior = self.world_model.draw_filter_noise(generators)
+        _, of_candidates, _ = self._parts()
+        candidates = cem.draw_noise(of_candidates, generators, self.device)
+        returns = self.world_model.draw_return_noise(
             planner.iterations, candidates=planner.candidates, horizon=planner.horizon, generators=generators,
             samples=planner.samples,
         )  # fmt: skip
-        start = self._warm_start(state.plan)
-        if start is None:
-            start = torch.zeros(len(frames), planner.horizon, self.action_size, device=self.device)
-        b = state.belief
-        return (
-            b.deter, b.stoch, b.mean, b.std, state.action, frames, start, image_noise, noise, action_noise,
-            return_noise,
-        )  # fmt: skip
+        normal = [returns.transpose(0, 1).flatten(1), candidates.transpose(0, 1).flatten(1), posterior]
+        return bytes_.movedim(1, -1).flatten(1), torch.cat(normal, dim=1)
 
     @torch.no_grad()
     def decide(
@@ -153,25 +224,29 @@ class Agent:
         action: Tensor,
         frames: Tensor,
         start: Tensor,
-        image_noise: Tensor,
-        noise: Tensor,
-        action_noise: Tensor,
-        return_noise: Tensor,
+        bytes_: Tensor,
+        normal: Tensor,
     ) -> dict[str, Tensor]:
         """Filter and plan as a function of tensors on the device that can be recorded as a CUDA graph."""
-        planner = self.planner
+        planner, parts = self.planner, self._parts()
+        sizes = [math.prod(part) for part in parts]
+        *each, others = normal.split([*sizes, normal.shape[1] - sum(sizes)], dim=1)
+        return_noise, action_noise, noise = (x.unflatten(1, part) for x, part in zip(each, parts, strict=True))
+        image_noise = bytes_.unflatten(1, (*frames.shape[2:], frames.shape[1])).movedim(-1, 1)
         with self._autocast():
             belief = self.world_model.filter_given_noise(
                 State(deter, stoch, mean, std), action, frames, image_noise, noise
             )
-            score = self.world_model.return_predictor_given_noise(belief, return_noise, samples=planner.samples)
+            score = self.world_model.return_predictor_given_noise(
+                belief, return_noise.transpose(0, 1), samples=planner.samples
+            )
             plan, undefined = cem.search(
-                score, action_noise, elites=planner.num_elites, init_std=planner.init_std, min_std=planner.min_std,
-                start_mean=start,
+                score, action_noise.transpose(0, 1), elites=planner.num_elites, init_std=planner.init_std,
+                min_std=planner.min_std, start_mean=start,
             )  # fmt: skip
         return {
             "deter": belief.deter, "stoch": belief.stoch, "mean": belief.mean, "std": belief.std, "plan": plan.mean,
-            "undefined": undefined,
+            "undefined": undefined, "exploration": others[:, : self.action_size],
         }  # fmt: skip
 
     def _autocast(self) -> torch.autocast:

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from planet import fused
+
 Score = Callable[[Tensor], Tensor]
 """Candidates [N, J, H, A] in [-1, 1] to scores [N, J], higher is better."""
 
@@ -94,14 +96,18 @@ def search(
     num_envs, candidates, horizon, action_size = noise.shape[1:]
     mean = noise.new_zeros(num_envs, horizon, action_size) if start_mean is None else start_mean
     std = torch.full_like(mean, init_std)
+    few_kernels = fused.refits(noise.device, candidates)
     found = []
-    for numbers in noise:
-        proposals = torch.addcmul(mean[:, None], std[:, None], numbers).clamp_(-1, 1)  # [N, J, H, A]
+    proposals = _propose(mean, std, noise[0])
+    for following in (*noise[1:], None):
         scores = score(proposals)
         if scores.shape != (num_envs, candidates):
             raise ValueError(f"score must return [{num_envs}, {candidates}] (environment, candidate), "
                              f"got {list(scores.shape)}")  # fmt: skip
         found.append(scores)
+        if few_kernels:  # on a GPU, where each launch counts
+            mean, std = fused.refit(proposals, scores.contiguous(), elites=elites, min_std=min_std, noise=following)
+            continue
         best = scores.topk(elites, dim=1).indices[:, :, None, None]  # [N, K, 1, 1]
         chosen = proposals.gather(1, best.expand(-1, -1, horizon, action_size))  # [N, K, H, A]
         mean = chosen.mean(dim=1)
@@ -109,7 +115,13 @@ def search(
         std = (variance + 1e-6).sqrt()
         if min_std:
             std.clamp_(min=min_std)
+        if following is not None:
+            proposals = _propose(mean, std, following)
     return Plan(mean, std), torch.stack(found).isnan().sum(dim=2)
+
+
+def _propose(mean: Tensor, std: Tensor, noise: Tensor) -> Float[Tensor, "env candidate horizon action"]:
+    return torch.addcmul(mean[:, None], std[:, None], noise).clamp_(-1, 1)
 
 
 def check_defined(undefined: Int[Tensor, "iteration env"], candidates: int) -> None:

@@ -2,10 +2,11 @@
 
 On a GPU the recurrence takes as long as its kernels take to start. The kernels are Triton's, which PyTorch for CUDA
 brings along; where Triton is missing or cannot compile (it needs a C compiler), callers go on with torch's operations.
-Matrices are the parameters themselves: nothing is converted or joined. Everything is float32; products are TF32's where
-torch's are.
+Matrices are torch's, the parameters themselves or shorter copies: a product's factors have the type of its matrix,
+float32 (TF32 where torch's products are) or bfloat16. Sums, biases, nonlinear functions and what a step is given in
+float32 stay so.
 
-Shapes: R rows, X hidden, D deterministic, S stochastic.
+Shapes: R rows, X hidden, D deterministic, S stochastic, A action.
 """
 
 from __future__ import annotations
@@ -56,109 +57,180 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Following:
-    """What the GRU takes in at the next step: `x` = activation(known + w_stoch s)."""
+    """What the GRU takes in at the next step: `x` = activation(known + w_stoch s + w_action action)."""
 
     known: Float[Tensor, "row hidden"]
     w_stoch: Float[Tensor, "hidden stoch"]
     x: Float[Tensor, "row hidden"]
+    action: Float[Tensor, "row action"] | None = None
+    """None: `known` has it."""
+    w_action: Float[Tensor, "hidden action"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """What a program takes of a kernel's work, and how."""
+
+    rows: int
+    units: int
+    """Columns of the result, where programs share them."""
+    inputs: int
+    """Numbers of a sum that are read at a time."""
+    warps: int
+    stages: int
+    """Reads under way at a time."""
+    early: bool = False
+    """`next_deter` multiplies x and h at once, `next_stoch` reads its later matrices first: fewer waits, more space."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """How many rows and units of the GRU, and rows of the layers after it, a program takes, with how many warps."""
+    """One for each kernel."""
 
-    deter: tuple[int, int]
-    deter_warps: int
-    stoch: int
-
-
-FEW = Tiles((16, 32), 4, 16)
-SOME = Tiles((64, 32), 4, 16)
-MANY = Tiles((128, 64), 8, 64)
-INPUTS = 32
-"""Numbers of a sum that are read at a time. None of these sizes was measured yet."""
+    deter: Tile
+    stoch: Tile
+    to_deter: Tile = Tile(16, 32, 0, 16, 1)
+    """Of the gradient; it reads all inputs at once."""
+    of_cell: Tile = Tile(16, 32, 64, 4, 4)
+    overlap: bool = False
+    """A kernel begins while the one before is ending (from the H100 on)."""
 
 
-def tiles_for(device: torch.device, sizes: tuple[int, int, int], rows: int) -> Tiles | None:
-    """Return with which tiles the kernels run on this device for hidden, deter, stoch and so many rows; None where
-    torch's operations are to be used: on CPUs, on GPUs without TF32 (before the A100), and where Triton does not work.
-    Tried once, not within a recording, since compiling waits for the device."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+FEW = Tiles(Tile(16, 16, 64, 4, 4, early=True), Tile(16, 0, 64, 8, 3))
+SMALL = Tiles(Tile(16, 32, 32, 4, 3), Tile(16, 0, 32, 8, 2), Tile(16, 32, 0, 8, 1), Tile(16, 32, 32, 4, 3))
+SOME = Tiles(Tile(64, 32, 32, 4, 3), Tile(16, 0, 32, 8, 2))
+MANY = Tiles(Tile(64, 32, 32, 4, 3), Tile(64, 0, 32, 8, 2))
+SHORT_FEW = Tiles(Tile(16, 16, 64, 4, 4, early=True), Tile(16, 0, 64, 8, 4, early=True))
+SHORT_SOME = Tiles(Tile(64, 32, 64, 4, 3), Tile(16, 0, 64, 8, 3, early=True))
+SHORT_MANY = Tiles(Tile(128, 64, 32, 8, 4), Tile(64, 0, 64, 8, 3))
+TABLE: dict[torch.dtype, list[tuple[float, tuple[Tiles, ...]]]] = {
+    torch.float32: [(256, (FEW, SMALL)), (4096, (SOME, SMALL)), (math.inf, (MANY, SMALL))],
+    torch.bfloat16: [
+        (256, (SHORT_FEW, SMALL)),
+        (4096, (SHORT_SOME, SMALL)),
+        (math.inf, (SHORT_MANY, SMALL)),
+    ],
+}
+"""For the type of products and up to so many rows, what to try: the first is the fastest where it fits."""
+
+
+def tiles_for(
+    device: torch.device,
+    sizes: tuple[int, int, int],
+    rows: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    gradient: bool = False,
+) -> Tiles | None:
+    """Return with which tiles the kernels run on this device for hidden, deter, stoch and so many rows, with products
+    of this type and backwards, too, or not; None where torch's operations are to be used: on CPUs, on GPUs without TF32
+    (before the A100), and where Triton does not work. Tried once, not within a recording, since compiling waits for the
+    device."""
+    if device.type != "cuda" or dtype not in TABLE or torch.cuda.get_device_capability(device) < (8, 0):
         return None
-    wanted = (FEW,) if rows <= 256 else (SOME,) if rows <= 4096 else (MANY, SOME)
+    wanted = next(tiles for most, tiles in TABLE[dtype] if rows <= most)
     with torch.cuda.device(device):  # Triton takes the current one
-        return next((tiles for tiles in wanted if _works(device, sizes, tiles)), None)
+        return next((tiles for tiles in wanted if _works(device, sizes, tiles, dtype, gradient)), None)
 
 
 @functools.cache
-def _works(device: torch.device, sizes: tuple[int, int, int], tiles: Tiles) -> bool:
+def _works(device: torch.device, sizes: tuple[int, int, int], tiles: Tiles, dtype: torch.dtype, gradient: bool) -> bool:
     """A device on which they should run and do not is warned of."""
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):  # callers may shorten torch's side of it
-            _try(device, sizes, tiles)
+            _try(device, sizes, tiles, dtype)
+            if gradient:
+                _try_gradient(device, sizes, tiles)
     except Exception as error:  # whatever is wrong with compiler, driver or card: torch's operations remain
         warnings.warn(
-            f"no fused kernels of {tiles.deter} on {device}, planning and updates take longer: {error}", stacklevel=2
+            f"no fused kernels of {tiles} on {device}, planning and updates take longer: {error}", stacklevel=2
         )
         return False
     return True
 
 
-def _try(device: torch.device, sizes: tuple[int, int, int], tiles: Tiles) -> None:
-    """Raise an error unless the kernels agree with torch on a few rows, gradients included."""
-    hidden, deter, stoch = sizes
-
+def _numbers(device: torch.device) -> Callable[..., Tensor]:
     def numbers(*shape: int, scale: float = 1.0) -> Tensor:
         steps = torch.arange(math.prod(shape), device=device, dtype=torch.float32)
         return (steps * 1.618).sin().view(shape) * scale
 
-    rows, options = tiles.deter[0] + 3, Options(F.elu, 0.1, 0.0, False)
+    return numbers
+
+
+def _weights(numbers: Callable[..., Tensor], sizes: tuple[int, int, int]) -> tuple[Cell, Head, Tensor]:
+    """A cell, a head and w_stoch."""
+    hidden, deter, stoch = sizes
     cell = Cell(
         numbers(3 * deter, hidden, scale=hidden**-0.5), numbers(3 * deter, deter, scale=deter**-0.5),
         numbers(3 * deter), numbers(3 * deter),
     )  # fmt: skip
     head = Head(
         numbers(hidden, deter, scale=deter**-0.5), numbers(2 * stoch, hidden, scale=hidden**-0.5), numbers(2 * stoch),
-        options,
+        Options(F.elu, 0.1, 0.0, False),
     )  # fmt: skip
+    return cell, head, numbers(hidden, stoch, scale=stoch**-0.5)
+
+
+def _try(device: torch.device, sizes: tuple[int, int, int], tiles: Tiles, dtype: torch.dtype = torch.float32) -> None:
+    """Raise an error unless the kernels agree with torch on a few rows."""
+    numbers, (hidden, deter, stoch), rows = _numbers(device), sizes, tiles.deter.rows + 3
+    cell, head, w_stoch = _weights(numbers, sizes)
+    w_action = numbers(hidden, 3)
     x, h, known, noise = numbers(rows, hidden), numbers(rows, deter), numbers(rows, hidden), numbers(1, rows, stoch)
-    out, s, following = numbers(rows, deter), numbers(rows, stoch), numbers(rows, hidden)
-    w_stoch = numbers(hidden, stoch, scale=stoch**-0.5)
+    action, out, s, following = numbers(rows, 3), numbers(rows, deter), numbers(rows, stoch), numbers(rows, hidden)
+    short, short_head = shortened(cell, head, dtype)
+    x, following, s, out = (t.to(dtype) for t in (x, following, s, out))
+    carry = None if dtype is torch.float32 else (h, torch.empty_like(h))
 
-    next_deter(x, h, cell, out=out, tiles=tiles)
-    next_stoch(out, known, head, noise, out=s, following=Following(known, w_stoch, following), tiles=tiles)
+    next_deter(x, h.to(dtype), short, out=out, tiles=tiles, carry=carry)
+    then = Following(known, w_stoch.to(dtype), following, action, w_action.to(dtype))
+    next_stoch(out, known, short_head, noise, out=s, following=then, tiles=tiles)
 
-    expected = torch.gru_cell(x, h, cell.w_ih, cell.w_hh, cell.b_ih, cell.b_hh)
+    expected = torch.gru_cell(x.float(), h, cell.w_ih, cell.w_hh, cell.b_ih, cell.b_hh)
     mean, raw = F.linear(F.elu(known + expected @ head.w_deter.T), head.w_out, head.b_out).chunk(2, dim=1)
     sample = mean + (F.softplus(raw) + 0.1) * noise[0]
-    # TF32 keeps ten bits of what is multiplied.
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-2)
-    torch.testing.assert_close(s, sample, rtol=0, atol=3e-2)
-    torch.testing.assert_close(following, F.elu(known + sample @ w_stoch.T), rtol=0, atol=5e-2)
-    if tiles is FEW:
-        _try_gradient(numbers, head, cell, w_stoch)
+    # TF32 keeps ten bits of what is multiplied, bfloat16 seven.
+    times = 1 if dtype is torch.float32 else 8
+    torch.testing.assert_close(out.float(), expected, rtol=0, atol=times * 1e-2)
+    torch.testing.assert_close(s.float(), sample, rtol=0, atol=times * 3e-2)
+    expected = F.elu(known + sample @ w_stoch.T + action @ w_action.T)
+    torch.testing.assert_close(following.float(), expected, rtol=0, atol=times * 5e-2)
 
 
-def _try_gradient(numbers: Callable[..., Tensor], head: Head, cell: Cell, w_stoch: Tensor) -> None:
+def _try_gradient(device: torch.device, sizes: tuple[int, int, int], tiles: Tiles) -> None:
     """Raise an error unless the kernels backwards agree with torch."""
-    (hidden, stoch), deter, rows = w_stoch.shape, cell.w_hh.shape[1], FEW.deter[0] + 3
+    numbers, (hidden, deter, stoch), rows = _numbers(device), sizes, tiles.to_deter.rows + 3
+    cell, head, w_stoch = _weights(numbers, sizes)
     later, g_h = (numbers(rows, hidden), numbers(rows, deter, scale=0.3)), numbers(rows, deter)
     g_output, slope_s, slope_p = numbers(rows, 2, stoch), numbers(rows, 2, stoch), numbers(rows, hidden)
-    slopes, g_p, g_cell = numbers(rows, 5, deter), numbers(rows, hidden), numbers(rows, 5, deter)
+    slopes, g_p, g_cell, g_pair = (
+        numbers(rows, 5, deter), numbers(rows, hidden), numbers(rows, 5, deter), numbers(rows, 2, stoch)
+    )  # fmt: skip
     g_x, g_h_before = numbers(rows, hidden), numbers(rows, deter)
 
     pair = g_output + (later[0] @ w_stoch)[:, None] * slope_s
     expected_p = (pair.flatten(1) @ head.w_out) * slope_p
     expected = (g_h + later[1] + expected_p @ head.w_deter)[:, None] * slopes
-    gradient_to_deter(later, w_stoch, g_h, g_output, slope_s, head, slope_p, slopes, g_p=g_p, g_cell=g_cell)
+    gradient_to_deter(
+        later, w_stoch, g_h, g_output, slope_s, head, slope_p, slopes, g_pair=g_pair, g_p=g_p, g_cell=g_cell,
+        tiles=tiles,
+    )  # fmt: skip
     scale = expected.abs().max()
-    gradient_of_cell(g_cell, cell.w_ih, cell.w_hh, slope_p, g_x=g_x, g_h=g_h_before)
+    gradient_of_cell(g_cell, cell.w_ih, cell.w_hh, slope_p, g_x=g_x, g_h=g_h_before, tiles=tiles)
     whole = expected.flatten(1)
     expected_x = (whole[:, : 3 * deter] @ cell.w_ih) * slope_p
     expected_h = whole[:, deter : 4 * deter] @ cell.w_hh + whole[:, 4 * deter :]
-    for found, wanted in ((g_output, pair), (g_p, expected_p), (g_cell, expected), (g_x, expected_x),
+    for found, wanted in ((g_pair, pair), (g_p, expected_p), (g_cell, expected), (g_x, expected_x),
                           (g_h_before, expected_h)):  # fmt: skip
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-2 * float(max(scale, wanted.abs().max())))
+
+
+def shortened(cell: Cell, head: Head, dtype: torch.dtype) -> tuple[Cell, Head]:
+    """Return both with their matrices in `dtype`; float32 ones are the given."""
+    return (
+        Cell(cell.w_ih.to(dtype), cell.w_hh.to(dtype), cell.b_ih, cell.b_hh),
+        Head(head.w_deter.to(dtype), head.w_out.to(dtype), head.b_out, head.options),
+    )
 
 
 def next_deter(
@@ -168,24 +240,35 @@ def next_deter(
     *,
     out: Float[Tensor, "row deter"],
     tiles: Tiles,
+    carry: tuple[Float[Tensor, "row deter"], Float[Tensor, "row deter"]] | None = None,
     save: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> None:
     """Write the GRU's next h to `out`; both h may be slices of longer rows.
 
-    save: memory for the gates [R, 2 * D], the candidate [R, D] and what h gave to it [R, D].
+    x, h and out have the type of the matrices.
+
+    Args:
+        carry: the same h as float32, and memory for the next one, which may be the same; needed where h is shorter.
+        save: memory for the gates [R, 2 * D], the candidate [R, D] and what h gave to it [R, D].
     """
     from planet import triton_kernels
 
-    (rows, hidden), deter = x.shape, h.shape[1]
-    _check_rows(h, out)
-    _check_whole(x, cell.w_ih, cell.w_hh, cell.b_ih, cell.b_hh, *(save or ()))
+    (rows, hidden), deter, dtype = x.shape, h.shape[1], cell.w_ih.dtype
+    if carry is None and dtype is not torch.float32:
+        raise ValueError(f"fused kernels carry h from step to step as float32, not as {dtype}: give `carry`")
+    before, carried = carry or (h, out)
+    _check_rows(h, out, dtype=dtype)
+    _check_rows(before)
+    _check_whole(x, cell.w_ih, cell.w_hh, dtype=dtype)
+    _check_whole(cell.b_ih, cell.b_hh, *(save or ()), *(carry[1:] if carry else ()))
     gates, new, new_h = save or (out, out, out)
-    of_rows, of_units = tiles.deter
+    tile = tiles.deter
     kernel: Any = triton_kernels.next_deter
-    kernel[(-(-rows // of_rows), -(-deter // of_units))](
-        x, h, cell.w_ih, cell.w_hh, cell.b_ih, cell.b_hh, out, gates, new, new_h, rows,
-        h_stride=h.stride(0), out_stride=out.stride(0), hidden=hidden, deter=deter, SAVE=save is not None,
-        ROWS=of_rows, UNITS=of_units, INPUTS=INPUTS, PRECISION=_precision(), num_warps=tiles.deter_warps, num_stages=3,
+    kernel[(-(-rows // tile.rows), -(-deter // tile.units))](
+        x, h, before, cell.w_ih, cell.w_hh, cell.b_ih, cell.b_hh, out, carried, gates, new, new_h, rows,
+        h_stride=h.stride(0), before_stride=before.stride(0), out_stride=out.stride(0), hidden=hidden, deter=deter,
+        CARRY=carry is not None, SAVE=save is not None, EARLY=tile.early, ROWS=tile.rows, UNITS=tile.units,
+        INPUTS=tile.inputs, PRECISION=_precision(), num_warps=tile.warps, num_stages=tile.stages, **_overlap(tiles),
     )  # fmt: skip
 
 
@@ -202,6 +285,8 @@ def next_stoch(
 ) -> None:
     """Write the sample that h leads to, and what the GRU takes in next where that is `following`.
 
+    h, out and following.x have the type of the matrices.
+
     Args:
         known: what adds to the dense layer besides h: its bias, what the embedding gives.
         noise: the rows of each environment; an environment's numbers may lie anywhere.
@@ -210,24 +295,143 @@ def next_stoch(
     from planet import triton_kernels
 
     (rows, deter), hidden, stoch, options = h.shape, known.shape[1], out.shape[1], head.options
-    _check_rows(h, known, head.w_deter, out)
-    _check_whole(head.w_out, head.b_out, noise[0], *(save or ()))
+    dtype, tile = head.w_deter.dtype, tiles.stoch
+    _check_rows(h, head.w_deter, out, dtype=dtype)
+    _check_rows(known)
+    _check_whole(head.w_out, dtype=dtype)
+    _check_whole(head.b_out, noise[0], *(save or ()))
     p, output, std = save or (out, out, out)
-    then = following or Following(known, head.w_deter, out)
+    # Memory that the kernel is given and does not touch where nothing follows, or no action.
+    known_x, w_stoch, x, action, w_action, actions = known, head.w_deter, out, known, head.w_deter, 0
     if following is not None:
-        _check_rows(following.known, following.w_stoch)
-        _check_whole(following.x)
+        known_x, w_stoch, x = following.known, following.w_stoch, following.x
+        _check_rows(known_x)
+        _check_rows(w_stoch, dtype=dtype)
+        _check_whole(x, dtype=dtype)
+        if following.action is not None and following.w_action is not None:
+            action, w_action, actions = following.action, following.w_action, following.action.shape[1]
+            _check_rows(action)
+            _check_rows(w_action, dtype=dtype)
     kernel: Any = triton_kernels.next_stoch
-    kernel[(-(-rows // tiles.stoch),)](
-        h, known, head.w_deter, head.w_out, head.b_out, noise, out, then.known, then.w_stoch, then.x, p, output, std,
-        rows, noise.shape[1], noise.stride(0), options.fixed_std or options.min_std,
+    kernel[(-(-rows // tile.rows),)](
+        h, known, head.w_deter, head.w_out, head.b_out, noise, out, known_x, w_stoch, action, w_action, x, p, output,
+        std, rows, noise.shape[1], noise.stride(0), options.fixed_std or options.min_std,
         h_stride=h.stride(0), known_stride=known.stride(0), w_deter_stride=head.w_deter.stride(0),
-        s_stride=out.stride(0), known_x_stride=then.known.stride(0), w_stoch_stride=then.w_stoch.stride(0),
-        hidden=hidden, deter=deter, stoch=stoch, ELU=options.activation is F.elu, FIXED=bool(options.fixed_std),
-        MEAN_ONLY=options.mean_only, SAVE=save is not None, NEXT=following is not None, ROWS=tiles.stoch,
-        INPUTS=INPUTS, WHOLE_HIDDEN=_whole(hidden), WHOLE_STOCH=_whole(stoch), PRECISION=_precision(), num_warps=8,
-        num_stages=2,
+        s_stride=out.stride(0), known_x_stride=known_x.stride(0), w_stoch_stride=w_stoch.stride(0),
+        action_stride=action.stride(0), w_action_stride=w_action.stride(0),
+        hidden=hidden, deter=deter, stoch=stoch, actions=actions, ELU=options.activation is F.elu,
+        FIXED=bool(options.fixed_std), MEAN_ONLY=options.mean_only, SAVE=save is not None, NEXT=following is not None,
+        EARLY=tile.early, ROWS=tile.rows, INPUTS=tile.inputs, WHOLE_HIDDEN=_whole(hidden), WHOLE_STOCH=_whole(stoch),
+        WHOLE_ACTIONS=_whole(actions), PRECISION=_precision(), num_warps=tile.warps, num_stages=tile.stages,
+        **_overlap(tiles),
     )  # fmt: skip
+
+
+def first_input(
+    known: Float[Tensor, "env hidden"],
+    action: Float[Tensor, "row action"],
+    w_action: Float[Tensor, "hidden action"],
+    activation: Callable[[Tensor], Tensor],
+    *,
+    out: Float[Tensor, "row hidden"],
+) -> None:
+    """Write what the GRU takes in first, activation(known + w_action action); rows of an environment follow each
+    other."""
+    from planet import triton_kernels
+
+    (rows, hidden), actions, tile_rows = out.shape, action.shape[1], 16
+    _check_rows(action)
+    _check_rows(w_action, dtype=out.dtype)
+    _check_whole(known)
+    _check_whole(out, dtype=out.dtype)
+    kernel: Any = triton_kernels.first_input
+    kernel[(-(-rows // tile_rows),)](
+        known, action, w_action, out, rows, rows // len(known), action_stride=action.stride(0),
+        w_action_stride=w_action.stride(0), hidden=hidden, actions=actions, ELU=activation is F.elu, ROWS=tile_rows,
+        WHOLE_HIDDEN=_whole(hidden), WHOLE_ACTIONS=_whole(actions), PRECISION=_precision(), num_warps=4,
+    )  # fmt: skip
+
+
+def summed_product(
+    inputs: Float[Tensor, "step row width"],
+    w: Float[Tensor, "1 width"],
+    bias: Float[Tensor, " 1"],
+    *,
+    out: Float[Tensor, " row"],
+) -> None:
+    """Write the sum over steps of `F.linear(inputs, w, bias)`, which is torch's slow product of a matrix and a vector,
+    then another pass."""
+    from planet import triton_kernels
+
+    (steps, rows, width), tile_rows = inputs.shape, 8
+    _check_whole(inputs, w, dtype=inputs.dtype)
+    _check_whole(out)
+    kernel: Any = triton_kernels.summed_product
+    kernel[(-(-rows // tile_rows),)](
+        inputs, w, bias, out, rows, steps=steps, width=width, ROWS=tile_rows, WHOLE=_whole(width), num_warps=4
+    )
+
+
+AT_MOST = 4096
+"""Candidates that a program of `refit` can hold."""
+
+
+@functools.cache
+def refits(device: torch.device, candidates: int) -> bool:
+    """Return whether `refit` is to be used for so many candidates."""
+    if device.type != "cuda" or candidates > AT_MOST or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    try:
+        with torch.cuda.device(device):
+            _try_refit(device, candidates)
+    except Exception as error:  # as in `_works`
+        warnings.warn(f"no fused refit on {device}, planning takes longer: {error}", stacklevel=2)
+        return False
+    return True
+
+
+def _try_refit(device: torch.device, candidates: int) -> None:
+    """Raise an error unless it agrees with torch."""
+    numbers, elites = _numbers(device), max(1, candidates // 3)
+    proposals, noise = numbers(2, candidates, 3, 7).clamp(-0.8, 0.9), numbers(2, candidates, 3, 7, scale=2.0)
+    scores = numbers(2, candidates)
+    best = scores.topk(elites, dim=1).indices[:, :, None, None].expand(-1, -1, 3, 7)
+    variance, expected = torch.var_mean(proposals.gather(1, best), dim=1, correction=0)
+    deviation = (variance + 1e-6).sqrt().clamp(min=0.1)
+    mean, std = refit(proposals, scores, elites=elites, min_std=0.1, noise=noise)
+    torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(std, deviation, rtol=1e-4, atol=1e-4)
+    following = torch.addcmul(expected[:, None], deviation[:, None], noise).clamp(-1, 1)
+    torch.testing.assert_close(proposals, following, rtol=1e-3, atol=1e-3)
+
+
+def refit(
+    proposals: Float[Tensor, "env candidate horizon action"],
+    scores: Float[Tensor, "env candidate"],
+    *,
+    elites: int,
+    min_std: float,
+    noise: Float[Tensor, "env candidate horizon action"] | None,
+) -> tuple[Float[Tensor, "env horizon action"], Float[Tensor, "env horizon action"]]:
+    """Return mean and deviation of the `elites` best proposals, as `planet.cem.search` has them; with `noise` the next
+    proposals take the place of these. Two kernels where torch has ten."""
+    from planet import triton_kernels
+
+    envs, candidates, *shape = proposals.shape
+    _check_whole(proposals, scores, *(() if noise is None else (noise[0],)))
+    chosen, mean = torch.empty_like(scores), proposals.new_empty(envs, *shape)
+    std, rows, width, columns = torch.empty_like(mean), 32, mean[0].numel(), max(2, min(8, 8192 // _whole(candidates)))
+    best: Any = triton_kernels.best
+    best[(envs, -(-candidates // rows))](
+        scores, chosen, candidates, elites, ROWS=rows, WHOLE=_whole(candidates), num_warps=8
+    )
+    kernel: Any = triton_kernels.refit
+    kernel[(envs, -(-width // columns))](
+        proposals, chosen, proposals if noise is None else noise, mean, std, candidates, elites, min_std,
+        0 if noise is None else noise.stride(0), width=width, NEXT=noise is not None, COLUMNS=columns,
+        WHOLE=_whole(candidates), num_warps=8,
+    )  # fmt: skip
+    return mean, std
 
 
 def gradient_to_deter(
@@ -240,26 +444,29 @@ def gradient_to_deter(
     slope_p: Float[Tensor, "row hidden"],
     slopes: Float[Tensor, "row 5 deter"],
     *,
+    g_pair: Float[Tensor, "row 2 stoch"],
     g_p: Float[Tensor, "row hidden"],
     g_cell: Float[Tensor, "row 5 deter"],
+    tiles: Tiles,
 ) -> None:
-    """`next_stoch` backwards, and the nonlinear functions of the GRU: write `g_p` and `g_cell`, and add to `g_output`
-    what comes back through s.
+    """`next_stoch` backwards, and the nonlinear functions of the GRU: write `g_pair`, which is `g_output` and what
+    comes back through s, `g_p` and `g_cell`.
 
     later: gradients of the next step's x [R, X] and of h [R, D] from there; None at the last step.
     """
     from planet import triton_kernels
 
-    (rows, hidden), deter, stoch = slope_p.shape, g_h.shape[1], g_output.shape[2]
+    (rows, hidden), deter, stoch, tile = slope_p.shape, g_h.shape[1], g_output.shape[2], tiles.to_deter
     _check_rows(w_stoch, head.w_deter)
-    _check_whole(g_h, g_output, slope_s, head.w_out, slope_p, slopes, g_p, g_cell, *(later or ()))
+    _check_whole(g_h, g_output, slope_s, head.w_out, slope_p, slopes, g_pair, g_p, g_cell, *(later or ()))
     g_x_later, g_h_later = later or (g_h, g_h)
     kernel: Any = triton_kernels.gradient_to_deter
-    kernel[(-(-rows // FEW.stoch),)](
-        g_x_later, w_stoch, g_h_later, g_h, g_output, slope_s, head.w_out, slope_p, head.w_deter, slopes, g_p, g_cell,
-        rows, w_stoch_stride=w_stoch.stride(0), w_deter_stride=head.w_deter.stride(0),
-        hidden=hidden, deter=deter, stoch=stoch, LATER=later is not None, ROWS=FEW.stoch, INPUTS=INPUTS,
-        WHOLE_DETER=_whole(deter), WHOLE_STOCH=_whole(stoch), PRECISION=_precision(), num_warps=8, num_stages=2,
+    kernel[(-(-rows // tile.rows), -(-deter // tile.units))](
+        g_x_later, w_stoch, g_h_later, g_h, g_output, slope_s, head.w_out, slope_p, head.w_deter, slopes, g_pair, g_p,
+        g_cell, rows, w_stoch_stride=w_stoch.stride(0), w_deter_stride=head.w_deter.stride(0),
+        hidden=hidden, deter=deter, stoch=stoch, LATER=later is not None, ROWS=tile.rows, UNITS=tile.units,
+        WHOLE_HIDDEN=_whole(hidden), WHOLE_STOCH=_whole(stoch), PRECISION=_precision(), num_warps=tile.warps,
+        num_stages=tile.stages, **_overlap(tiles),
     )  # fmt: skip
 
 
@@ -271,6 +478,7 @@ def gradient_of_cell(
     *,
     g_x: Float[Tensor, "row hidden"],
     g_h: Float[Tensor, "row deter"],
+    tiles: Tiles,
 ) -> None:
     """The GRU's products backwards: write `g_x`, and `g_h` of the h before.
 
@@ -278,14 +486,18 @@ def gradient_of_cell(
     """
     from planet import triton_kernels
 
-    (rows, hidden), deter = slope_x.shape, g_h.shape[1]
+    (rows, hidden), deter, tile = slope_x.shape, g_h.shape[1], tiles.of_cell
     _check_whole(g_cell, w_x, w_hh, slope_x, g_x, g_h)
-    of_rows, of_units = FEW.deter
     kernel: Any = triton_kernels.gradient_of_cell
-    kernel[(-(-rows // of_rows), -(-max(hidden, deter) // of_units), 2)](
-        g_cell, w_x, w_hh, slope_x, g_x, g_h, rows, hidden=hidden, deter=deter, ROWS=of_rows, UNITS=of_units,
-        INPUTS=INPUTS, PRECISION=_precision(), num_warps=FEW.deter_warps, num_stages=3,
+    kernel[(-(-rows // tile.rows), -(-max(hidden, deter) // tile.units), 2)](
+        g_cell, w_x, w_hh, slope_x, g_x, g_h, rows, hidden=hidden, deter=deter, ROWS=tile.rows, UNITS=tile.units,
+        INPUTS=tile.inputs, PRECISION=_precision(), num_warps=tile.warps, num_stages=tile.stages, **_overlap(tiles),
     )  # fmt: skip
+
+
+def _overlap(tiles: Tiles) -> dict[str, bool]:
+    """For the kernel, and for its launch."""
+    return {"OVERLAP": tiles.overlap} | ({"launch_pdl": True} if tiles.overlap else {})
 
 
 def _precision() -> str:
@@ -297,18 +509,23 @@ def _whole(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def _check_rows(*tensors: Tensor) -> None:
+def _check_rows(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> None:
     for tensor in tensors:
-        if tensor.dtype is not torch.float32 or tensor.stride(1) != 1:
+        if tensor.dtype is not dtype or tensor.stride(1) != 1:
             raise ValueError(
-                f"fused kernels take float32 rows without gaps, got {tensor.dtype} with strides {tensor.stride()}"
+                f"fused kernels take {_name(dtype)} rows without gaps here, got {_name(tensor.dtype)} with strides "
+                f"{tensor.stride()}"
             )
 
 
-def _check_whole(*tensors: Tensor) -> None:
+def _check_whole(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> None:
     for tensor in tensors:
-        if tensor.dtype is not torch.float32 or not tensor.is_contiguous():
+        if tensor.dtype is not dtype or not tensor.is_contiguous():
             raise ValueError(
-                f"fused kernels take contiguous float32 memory here, got {tensor.dtype} {list(tensor.shape)} with "
-                f"strides {tensor.stride()}"
+                f"fused kernels take contiguous {_name(dtype)} memory here, got {_name(tensor.dtype)} "
+                f"{list(tensor.shape)} with strides {tensor.stride()}"
             )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -121,7 +121,7 @@ class _Observe(torch.autograd.Function):
         made.h[0], made.s[0] = deter, stoch
         weights = _Weights(w_stoch, fused.Cell(w_ih, w_hh, b_ih, b_hh), fused.Head(w_deter, w_out, b_out, options))
         single = from_action.dtype is torch.float32
-        ctx.tiles = fused.tiles_for(from_action.device, (hidden, d, s), batch) if single else None
+        ctx.tiles = fused.tiles_for(from_action.device, (hidden, d, s), batch, gradient=True) if single else None
         if ctx.tiles is None:
             _forward(weights, noise, made)
         else:
@@ -158,14 +158,22 @@ class _Observe(torch.autograd.Function):
 
         # What is known of the gradients before the loop; the loop adds what comes back from later steps.
         g_output = torch.stack([grad_mean, grad_std * slope_std], dim=2).add_(grad_s[:, :, None] * slope_s)
-        g = _Gradients(g_output, torch.empty_like(p), torch.empty_like(slopes), torch.empty_like(x))
+        # On a GPU several programs read what is known, so that what they write lies elsewhere.
+        g = _Gradients(
+            g_output if ctx.tiles is None else torch.empty_like(g_output), torch.empty_like(p),
+            torch.empty_like(slopes), torch.empty_like(x),
+        )  # fmt: skip
         w_x = torch.cat([w_ih[2 * d :], w_ih[: 2 * d]])  # in the order of the slopes
         weights = _Weights(w_stoch, fused.Cell(w_x, w_hh, b_ih, b_hh), fused.Head(w_deter, w_out, b_out, options))
         columns = g.cell.flatten(2)
         from_x, from_h = columns[..., : 3 * d], columns[..., d : 4 * d]
         with float32(noise.device):  # as forward, wherever the caller goes back
             known = grad_h, slope_s, slope_p, slopes, slope_x
-            first = _backward(weights, *known, g) if ctx.tiles is None else _backward_fused(weights, *known, g)
+            first = (
+                _backward(weights, *known, g)
+                if ctx.tiles is None
+                else _backward_fused(weights, *known, g_output, g, ctx.tiles)
+            )
             g_w_x, g_b = _product(from_x, x), columns.sum(dim=(0, 1))
             return (
                 g.x, g.p, None, *first,
@@ -173,7 +181,7 @@ class _Observe(torch.autograd.Function):
                 torch.cat([g_w_x[d:], g_w_x[:d]]), torch.cat([g_b[d : 3 * d], g_b[:d]]),
                 _product(from_h, h), g_b[d : 4 * d],
                 _product(g.p, before_h[1:]),
-                _product(g_output.flatten(2), p), g_output.sum(dim=(0, 1)).flatten(),
+                _product(g.output.flatten(2), p), g.output.sum(dim=(0, 1)).flatten(),
                 None,
             )  # fmt: skip
 
@@ -228,10 +236,10 @@ def _forward_fused(w: _Weights, noise: Tensor, made: _Made, tiles: fused.Tiles) 
 
 @dataclass(frozen=True, slots=True)
 class _Gradients:
-    """Of what forward made, [T, B, ...]. `output` begins as what is known of it before the loop back."""
+    """Of what forward made, [T, B, ...]."""
 
     output: Tensor
-    """[T, B, 2, S]"""
+    """[T, B, 2, S]; for torch's operations it begins as what is known of it before the loop back."""
     p: Tensor
     cell: Tensor
     """[T, B, 5, D]"""
@@ -266,15 +274,16 @@ def _backward(
 
 
 def _backward_fused(
-    w: _Weights, grad_h: Tensor, slope_s: Tensor, slope_p: Tensor, slopes: Tensor, slope_x: Tensor, g: _Gradients
-) -> tuple[Tensor, Tensor]:
+    w: _Weights, grad_h: Tensor, slope_s: Tensor, slope_p: Tensor, slopes: Tensor, slope_x: Tensor,
+    g_output: Tensor, g: _Gradients, tiles: fused.Tiles,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     grad_h, later, before = grad_h.contiguous(), None, torch.empty_like(grad_h[0])
     for t in reversed(range(len(grad_h))):
         fused.gradient_to_deter(
-            later, w.w_stoch, grad_h[t], g.output[t], slope_s[t], w.head, slope_p[t], slopes[t], g_p=g.p[t],
-            g_cell=g.cell[t],
+            later, w.w_stoch, grad_h[t], g_output[t], slope_s[t], w.head, slope_p[t], slopes[t], g_pair=g.output[t],
+            g_p=g.p[t], g_cell=g.cell[t], tiles=tiles,
         )  # fmt: skip
-        fused.gradient_of_cell(g.cell[t], w.cell.w_ih, w.cell.w_hh, slope_x[t], g_x=g.x[t], g_h=before)
+        fused.gradient_of_cell(g.cell[t], w.cell.w_ih, w.cell.w_hh, slope_x[t], g_x=g.x[t], g_h=before, tiles=tiles)
         later = g.x[t], before
     return before, torch.mm(g.x[0], w.w_stoch)
 

@@ -2,11 +2,13 @@
 
 A step has two kinds of products. Those of the GRU are wide, so many programs share them, each with some rows and some
 units: a gate needs nothing of other units. Those after it are narrow and each needs all numbers of the one before, so
-one program takes some rows through all of them, and what lies between stays in its registers.
+one program takes some rows through all of them, and what lies between stays in its registers. Backwards it pays to do
+that in several programs, each of which goes on with some units of h.
 
 Matrices are torch's, [outputs, inputs]. ROWS, UNITS and INPUTS are how many a program takes at a time, and what is
-called WHOLE_ is a length filled up to a power of two. Numbers outside are read as zeros. Products are of type PRECISION
-(Triton's "tf32" or "ieee"). Strides are constants, so that Triton sees where four numbers can be read at once.
+called WHOLE_ is a length filled up to a power of two. Numbers outside are read as zeros. Factors of a product have the
+type of the matrix, float32 or bfloat16; those of float32 are of PRECISION (Triton's "tf32" or "ieee"). Sums and
+nonlinear functions are float32. Strides are constants, so that Triton sees where 16 bytes can be read at once.
 `no_type_check` keeps the tests' shape checks out of what Triton compiles.
 """
 
@@ -16,6 +18,10 @@ from typing import no_type_check
 
 import triton
 import triton.language as tl
+from triton import knobs
+from triton.language.extra import cuda
+
+INTERPRETED: tl.constexpr = tl.constexpr(knobs.runtime.interpret)
 
 
 @triton.jit
@@ -45,40 +51,73 @@ def _write(memory, numbers, rows, columns, within_rows, within_columns):
 
 @triton.jit
 @no_type_check
-def next_deter(
-    x, h, w_x, w_h, b_x, b_h, out, gates, new, new_h, rows,
-    h_stride: tl.constexpr, out_stride: tl.constexpr, hidden: tl.constexpr, deter: tl.constexpr, SAVE: tl.constexpr,
-    ROWS: tl.constexpr, UNITS: tl.constexpr, INPUTS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """A GRU's next h [rows, deter] for its input x [rows, hidden].
+def _dot(a, w, acc, PRECISION: tl.constexpr):
+    """acc + a w, with a in the type of w."""
+    a = a.to(w.dtype)
+    if INTERPRETED:  # which takes bfloat16 for integers
+        a, w = a.to(tl.float32), w.to(tl.float32)
+    return tl.dot(a, w, acc, input_precision=PRECISION)
 
+
+@triton.jit
+@no_type_check
+def _wait(OVERLAP: tl.constexpr):
+    """OVERLAP: begin while the kernel before is ending, and wait here for all that it writes. Only matrices are read
+    earlier. The kernel after may begin when this one has come past here, so that it finds what was written earlier."""
+    if OVERLAP:
+        cuda.gdc_wait()
+        cuda.gdc_launch_dependents()
+
+
+@triton.jit
+@no_type_check
+def next_deter(
+    x, h, before, w_x, w_h, b_x, b_h, out, carried, gates, new, new_h, rows,
+    h_stride: tl.constexpr, before_stride: tl.constexpr, out_stride: tl.constexpr,
+    hidden: tl.constexpr, deter: tl.constexpr, CARRY: tl.constexpr, SAVE: tl.constexpr, EARLY: tl.constexpr,
+    ROWS: tl.constexpr, UNITS: tl.constexpr, INPUTS: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """A GRU's next h [rows, deter] for its input x [rows, hidden]. `h` is what products take, `before` the same h as
+    float32 (it may be the same memory).
+
+    CARRY: the next h also as float32 to `carried` [rows, deter], which may be the memory of `before`.
     SAVE: also the gates (reset, update) [rows, 2 * deter], the candidate `new` and what h gave to it, `new_h`.
+    EARLY: the products of x and of h in one loop, so that both are under way at once.
     """
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     unit = tl.program_id(1) * UNITS + tl.arange(0, UNITS)
     of_rows, of_units = row < rows, unit < deter
     reset = tl.zeros([ROWS, UNITS], tl.float32)
     update, from_x, from_h = reset, reset, reset
-    for first in range(0, hidden, INPUTS):
-        k = first + tl.arange(0, INPUTS)
-        within = k < hidden
-        a = _read(x, row * hidden, k, of_rows, within)
-        w = _read(w_x, k, unit * hidden, within, of_units)
-        reset = tl.dot(a, w, reset, input_precision=PRECISION)
-        w = _read(w_x + deter * hidden, k, unit * hidden, within, of_units)
-        update = tl.dot(a, w, update, input_precision=PRECISION)
-        w = _read(w_x + 2 * deter * hidden, k, unit * hidden, within, of_units)
-        from_x = tl.dot(a, w, from_x, input_precision=PRECISION)
-    for first in range(0, deter, INPUTS):
-        k = first + tl.arange(0, INPUTS)
-        within = k < deter
-        a = _read(h, row * h_stride, k, of_rows, within)
-        w = _read(w_h, k, unit * deter, within, of_units)
-        reset = tl.dot(a, w, reset, input_precision=PRECISION)
-        w = _read(w_h + deter * deter, k, unit * deter, within, of_units)
-        update = tl.dot(a, w, update, input_precision=PRECISION)
-        w = _read(w_h + 2 * deter * deter, k, unit * deter, within, of_units)
-        from_h = tl.dot(a, w, from_h, input_precision=PRECISION)
+    _wait(OVERLAP)
+    if EARLY:
+        for first in range(0, max(hidden, deter), INPUTS):
+            k = first + tl.arange(0, INPUTS)
+            within = k < hidden
+            a = _read(x, row * hidden, k, of_rows, within)
+            reset = _dot(a, _read(w_x, k, unit * hidden, within, of_units), reset, PRECISION)
+            update = _dot(a, _read(w_x + deter * hidden, k, unit * hidden, within, of_units), update, PRECISION)
+            from_x = _dot(a, _read(w_x + 2 * deter * hidden, k, unit * hidden, within, of_units), from_x, PRECISION)
+            within = k < deter
+            a = _read(h, row * h_stride, k, of_rows, within)
+            reset = _dot(a, _read(w_h, k, unit * deter, within, of_units), reset, PRECISION)
+            update = _dot(a, _read(w_h + deter * deter, k, unit * deter, within, of_units), update, PRECISION)
+            from_h = _dot(a, _read(w_h + 2 * deter * deter, k, unit * deter, within, of_units), from_h, PRECISION)
+    else:
+        for first in range(0, hidden, INPUTS):
+            k = first + tl.arange(0, INPUTS)
+            within = k < hidden
+            a = _read(x, row * hidden, k, of_rows, within)
+            reset = _dot(a, _read(w_x, k, unit * hidden, within, of_units), reset, PRECISION)
+            update = _dot(a, _read(w_x + deter * hidden, k, unit * hidden, within, of_units), update, PRECISION)
+            from_x = _dot(a, _read(w_x + 2 * deter * hidden, k, unit * hidden, within, of_units), from_x, PRECISION)
+        for first in range(0, deter, INPUTS):
+            k = first + tl.arange(0, INPUTS)
+            within = k < deter
+            a = _read(h, row * h_stride, k, of_rows, within)
+            reset = _dot(a, _read(w_h, k, unit * deter, within, of_units), reset, PRECISION)
+            update = _dot(a, _read(w_h + deter * deter, k, unit * deter, within, of_units), update, PRECISION)
+            from_h = _dot(a, _read(w_h + 2 * deter * deter, k, unit * deter, within, of_units), from_h, PRECISION)
     bias = tl.load(b_x + unit, mask=of_units, other=0.0) + tl.load(b_h + unit, mask=of_units, other=0.0)
     r = tl.sigmoid(reset + bias[None, :])
     unit_z = deter + unit
@@ -87,8 +126,10 @@ def next_deter(
     from_x += tl.load(b_x + 2 * deter + unit, mask=of_units, other=0.0)[None, :]
     from_h += tl.load(b_h + 2 * deter + unit, mask=of_units, other=0.0)[None, :]
     n = 2 * tl.sigmoid(2 * (from_x + r * from_h)) - 1  # tanh
-    before = _read(h, row * h_stride, unit, of_rows, of_units)
-    _write(out, n + z * (before - n), row * out_stride, unit, of_rows, of_units)
+    following = n + z * (_read(before, row * before_stride, unit, of_rows, of_units) - n)
+    _write(out, following, row * out_stride, unit, of_rows, of_units)
+    if CARRY:
+        _write(carried, following, row * deter, unit, of_rows, of_units)
     if SAVE:
         _write(gates, r, row * 2 * deter, unit, of_rows, of_units)
         _write(gates, z, row * 2 * deter, unit_z, of_rows, of_units)
@@ -99,14 +140,15 @@ def next_deter(
 @triton.jit
 @no_type_check
 def next_stoch(
-    h, known, w_deter, w_out, b_out, noise, s, known_x, w_stoch, x, p, output, std,
+    h, known, w_deter, w_out, b_out, noise, s, known_x, w_stoch, action, w_action, x, p, output, std,
     rows, rows_of_env, noise_env_stride, spread,
     h_stride: tl.constexpr, known_stride: tl.constexpr, w_deter_stride: tl.constexpr, s_stride: tl.constexpr,
-    known_x_stride: tl.constexpr, w_stoch_stride: tl.constexpr,
-    hidden: tl.constexpr, deter: tl.constexpr, stoch: tl.constexpr,
+    known_x_stride: tl.constexpr, w_stoch_stride: tl.constexpr, action_stride: tl.constexpr,
+    w_action_stride: tl.constexpr,
+    hidden: tl.constexpr, deter: tl.constexpr, stoch: tl.constexpr, actions: tl.constexpr,
     ELU: tl.constexpr, FIXED: tl.constexpr, MEAN_ONLY: tl.constexpr, SAVE: tl.constexpr, NEXT: tl.constexpr,
-    ROWS: tl.constexpr, INPUTS: tl.constexpr, WHOLE_HIDDEN: tl.constexpr, WHOLE_STOCH: tl.constexpr,
-    PRECISION: tl.constexpr,
+    EARLY: tl.constexpr, ROWS: tl.constexpr, INPUTS: tl.constexpr, WHOLE_HIDDEN: tl.constexpr,
+    WHOLE_STOCH: tl.constexpr, WHOLE_ACTIONS: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """From h [rows, deter] to a sample s [rows, stoch]:
 
@@ -115,26 +157,36 @@ def next_stoch(
     `known` is what other inputs give to p, or with stride 0 its bias. The noise of row i lies in the part of its
     environment, i // rows_of_env. FIXED: `spread` is the deviation. MEAN_ONLY: s is the mean.
     SAVE: also p [rows, hidden], `output` (mean, raw) [rows, 2 * stoch] and the deviation [rows, stoch].
-    NEXT: also what the GRU takes in next, x = activation(known_x + w_stoch s) [rows, hidden].
+    NEXT: also what the GRU takes in next, x = activation(known_x + w_stoch s + w_action action) [rows, hidden], the
+    last of it where there are `actions`.
+    EARLY: the narrow matrices are on their way from the beginning, in registers of programs that have them to spare.
     """
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     unit, i = tl.arange(0, WHOLE_HIDDEN), tl.arange(0, WHOLE_STOCH)
     of_rows, of_units, of_stoch = row < rows, unit < hidden, i < stoch
-    acc = tl.zeros([ROWS, WHOLE_HIDDEN], tl.float32)
+    if EARLY:
+        w_mean = _read(w_out, unit, i * hidden, of_units, of_stoch)
+        w_raw = _read(w_out + stoch * hidden, unit, i * hidden, of_units, of_stoch)
+        if NEXT:
+            w_s = _read(w_stoch, i, unit * w_stoch_stride, of_stoch, of_units)
+    _wait(OVERLAP)
+    acc = _read(known, row * known_stride, unit, of_rows, of_units)
     for first in range(0, deter, INPUTS):
         k = first + tl.arange(0, INPUTS)
         within = k < deter
         a = _read(h, row * h_stride, k, of_rows, within)
-        acc = tl.dot(a, _read(w_deter, k, unit * w_deter_stride, within, of_units), acc, input_precision=PRECISION)
-    acc = _activate(acc + _read(known, row * known_stride, unit, of_rows, of_units), ELU)
+        acc = _dot(a, _read(w_deter, k, unit * w_deter_stride, within, of_units), acc, PRECISION)
+    acc = _activate(acc, ELU)
     if SAVE:
         _write(p, acc, row * hidden, unit, of_rows, of_units)
-    mean = tl.dot(acc, _read(w_out, unit, i * hidden, of_units, of_stoch), input_precision=PRECISION)
-    mean += tl.load(b_out + i, mask=of_stoch, other=0.0)[None, :]
-    raw = tl.dot(acc, _read(w_out + stoch * hidden, unit, i * hidden, of_units, of_stoch), input_precision=PRECISION)
-    raw += tl.load(b_out + stoch + i, mask=of_stoch, other=0.0)[None, :]
+    if not EARLY:
+        w_mean = _read(w_out, unit, i * hidden, of_units, of_stoch)
+        w_raw = _read(w_out + stoch * hidden, unit, i * hidden, of_units, of_stoch)
+    none = tl.zeros([ROWS, WHOLE_STOCH], tl.float32)
+    mean = _dot(acc, w_mean, none, PRECISION) + tl.load(b_out + i, mask=of_stoch, other=0.0)[None, :]
+    raw = _dot(acc, w_raw, none, PRECISION) + tl.load(b_out + stoch + i, mask=of_stoch, other=0.0)[None, :]
     if FIXED:
-        deviation = tl.zeros_like(raw) + spread
+        deviation = none + spread
     else:  # as torch: above 20 softplus is the number itself; below, exp does not overflow
         deviation = tl.where(raw > 20.0, raw, tl.log(1.0 + tl.exp(tl.where(raw > 20.0, 20.0, raw)))) + spread
     sample = mean
@@ -147,63 +199,169 @@ def next_stoch(
         _write(output, raw, row * 2 * stoch, stoch + i, of_rows, of_stoch)
         _write(std, deviation, row * stoch, i, of_rows, of_stoch)
     if NEXT:
-        w = _read(w_stoch, i, unit * w_stoch_stride, of_stoch, of_units)
-        following = tl.dot(sample, w, input_precision=PRECISION)
-        following = _activate(following + _read(known_x, row * known_x_stride, unit, of_rows, of_units), ELU)
+        following = _read(known_x, row * known_x_stride, unit, of_rows, of_units)
+        if actions > 0:
+            following = _of_action(
+                action, w_action, following, row, unit, of_rows, of_units, action_stride, w_action_stride, actions,
+                WHOLE_ACTIONS, PRECISION,
+            )  # fmt: skip
+        if not EARLY:
+            w_s = _read(w_stoch, i, unit * w_stoch_stride, of_stoch, of_units)
+        following = _activate(_dot(sample, w_s, following, PRECISION), ELU)
         _write(x, following, row * hidden, unit, of_rows, of_units)
 
 
 @triton.jit
 @no_type_check
+def _of_action(action, w_action, acc, row, unit, of_rows, of_units, action_stride: tl.constexpr,
+               w_action_stride: tl.constexpr, actions: tl.constexpr, WHOLE_ACTIONS: tl.constexpr,
+               PRECISION: tl.constexpr):  # fmt: skip
+    """acc + w_action action"""
+    j = tl.arange(0, WHOLE_ACTIONS)
+    within = j < actions
+    a = _read(action, row * action_stride, j, of_rows, within)
+    return _dot(a, _read(w_action, j, unit * w_action_stride, within, of_units), acc, PRECISION)
+
+
+@triton.jit
+@no_type_check
+def first_input(
+    known, action, w_action, x, rows, rows_of_env, action_stride: tl.constexpr, w_action_stride: tl.constexpr,
+    hidden: tl.constexpr, actions: tl.constexpr, ELU: tl.constexpr,
+    ROWS: tl.constexpr, WHOLE_HIDDEN: tl.constexpr, WHOLE_ACTIONS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What the GRU takes in first, x = activation(known + w_action action), with `known` [env, hidden]."""
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    unit = tl.arange(0, WHOLE_HIDDEN)
+    of_rows, of_units = row < rows, unit < hidden
+    acc = _read(known, row // rows_of_env * hidden, unit, of_rows, of_units)
+    acc = _of_action(
+        action, w_action, acc, row, unit, of_rows, of_units, action_stride, w_action_stride, actions, WHOLE_ACTIONS,
+        PRECISION,
+    )  # fmt: skip
+    _write(x, _activate(acc, ELU), row * hidden, unit, of_rows, of_units)
+
+
+@triton.jit
+@no_type_check
+def summed_product(
+    inputs, w, bias, out, rows, steps: tl.constexpr, width: tl.constexpr, ROWS: tl.constexpr, WHOLE: tl.constexpr
+):  # fmt: skip
+    """out [rows] = sum over steps of (w inputs + bias), of inputs [steps, rows, width]."""
+    row, column = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64), tl.arange(0, WHOLE)
+    of_rows, within = row < rows, column < width
+    acc = tl.zeros([ROWS, WHOLE], tl.float32)
+    for step in range(steps):
+        acc += _read(inputs, (step * rows + row) * width, column, of_rows, within).to(tl.float32)
+    acc *= tl.load(w + column, mask=within, other=0.0).to(tl.float32)[None, :]
+    total = tl.sum(acc, axis=1) + steps * tl.load(bias).to(tl.float32)
+    tl.store(out + row, total, mask=of_rows)
+
+
+@triton.jit
+@no_type_check
+def best(scores, chosen, candidates, elites, ROWS: tl.constexpr, WHOLE: tl.constexpr):
+    """Whether each of the scores [env, candidates] is one of the `elites` best of its environment, as 1 or 0; of equal
+    ones the first are. A NaN is."""
+    env = tl.program_id(0).to(tl.int64) * candidates
+    row, other = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, WHOLE)
+    of_rows = row < candidates
+    mine = tl.load(scores + env + row, mask=of_rows, other=0.0)[:, None]
+    others = tl.load(scores + env + other, mask=other < candidates, other=-float("inf"))[None, :]
+    ahead = (others > mine) | ((others == mine) & (other[None, :] < row[:, None]))
+    rank = tl.sum(ahead.to(tl.int32), axis=1)
+    tl.store(chosen + env + row, (rank < elites).to(tl.float32), mask=of_rows)
+
+
+@triton.jit
+@no_type_check
+def refit(
+    proposals, chosen, noise, mean, std, candidates, elites, min_std, noise_env_stride, width: tl.constexpr,
+    NEXT: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Mean and deviation [env, width] of the chosen of proposals [env, candidates, width], sqrt(variance + 1e-6) and at
+    least `min_std`.
+
+    NEXT: then the proposals made of them and of noise [env, candidates, width], clipped to [-1, 1], in place.
+    """
+    env = tl.program_id(0).to(tl.int64)
+    row, column = tl.arange(0, WHOLE), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    of_rows, within = row < candidates, column < width
+    begin = proposals + env * candidates * width
+    found = _read(begin, row * width, column, of_rows, within)
+    if NEXT:
+        numbers = _read(noise + env * noise_env_stride, row * width, column, of_rows, within)
+    counts = tl.load(chosen + env * candidates + row, mask=of_rows, other=0.0)[:, None]
+    middle = tl.sum(counts * found, axis=0) / elites
+    apart = found - middle[None, :]
+    spread = tl.sqrt(tl.sum(counts * apart * apart, axis=0) / elites + 1e-6)
+    spread = tl.where(spread < min_std, min_std, spread)
+    tl.store(mean + env * width + column, middle, mask=within)
+    tl.store(std + env * width + column, spread, mask=within)
+    if NEXT:
+        found = middle[None, :] + spread[None, :] * numbers
+        found = tl.where(found < -1.0, -1.0, tl.where(found > 1.0, 1.0, found))
+        _write(begin, found, row * width, column, of_rows, within)
+
+
+@triton.jit
+@no_type_check
 def gradient_to_deter(
-    g_x_later, w_stoch, g_h_later, g_h, g_output, slope_s, w_out, slope_p, w_deter, slopes, g_p, g_cell, rows,
+    g_x_later, w_stoch, g_h_later, g_h, g_output, slope_s, w_out, slope_p, w_deter, slopes, g_pair, g_p, g_cell, rows,
     w_stoch_stride: tl.constexpr, w_deter_stride: tl.constexpr,
     hidden: tl.constexpr, deter: tl.constexpr, stoch: tl.constexpr, LATER: tl.constexpr,
-    ROWS: tl.constexpr, INPUTS: tl.constexpr, WHOLE_DETER: tl.constexpr, WHOLE_STOCH: tl.constexpr,
-    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, UNITS: tl.constexpr, WHOLE_HIDDEN: tl.constexpr, WHOLE_STOCH: tl.constexpr,
+    PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """`next_stoch` backwards, and through the nonlinear functions of the GRU.
 
-        g_s = g_x_later w_stoch;  g_output += slope_s g_s;  g_p = slope_p (g_output w_out)
+        g_s = g_x_later w_stoch;  g_pair = g_output + slope_s g_s;  g_p = slope_p (g_pair w_out)
         g_cell = slopes (g_h + g_h_later + g_p w_deter)
 
-    `g_output`, `slope_s` [rows, 2 * stoch] (of mean, raw), `slopes`, `g_cell` [rows, 5 * deter]. Without LATER nothing
-    comes from a later step.
+    `g_output`, `g_pair`, `slope_s` [rows, 2 * stoch] (of mean, raw), `slopes`, `g_cell` [rows, 5 * deter]. Without
+    LATER nothing comes from a later step. All that is read is on its way before the first product. The first line is
+    done by each program of the second axis, which share the units of the second; the first of them writes its results.
     """
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    unit, i = tl.arange(0, WHOLE_DETER), tl.arange(0, WHOLE_STOCH)
-    of_rows, of_units, of_stoch = row < rows, unit < deter, i < stoch
+    unit = tl.program_id(1) * UNITS + tl.arange(0, UNITS)
+    k, i = tl.arange(0, WHOLE_HIDDEN), tl.arange(0, WHOLE_STOCH)
+    of_rows, of_units, of_hidden, of_stoch = row < rows, unit < deter, k < hidden, i < stoch
     at = row * 2 * stoch
-    g_mean, g_raw = _read(g_output, at, i, of_rows, of_stoch), _read(g_output, at, stoch + i, of_rows, of_stoch)
+    w_mean = _read(w_out, i * hidden, k, of_stoch, of_hidden)
+    w_raw = _read(w_out + stoch * hidden, i * hidden, k, of_stoch, of_hidden)
+    w_d = _read(w_deter, k * w_deter_stride, unit, of_hidden, of_units)
     if LATER:
-        g_s = tl.zeros([ROWS, WHOLE_STOCH], tl.float32)
-        for first in range(0, hidden, INPUTS):
-            k = first + tl.arange(0, INPUTS)
-            within = k < hidden
-            a = _read(g_x_later, row * hidden, k, of_rows, within)
-            g_s = tl.dot(a, _read(w_stoch, k * w_stoch_stride, i, within, of_stoch), g_s, input_precision=PRECISION)
-        g_mean += g_s * _read(slope_s, at, i, of_rows, of_stoch)
-        g_raw += g_s * _read(slope_s, at, stoch + i, of_rows, of_stoch)
-        _write(g_output, g_mean, at, i, of_rows, of_stoch)
-        _write(g_output, g_raw, at, stoch + i, of_rows, of_stoch)
-    acc = tl.zeros([ROWS, WHOLE_DETER], tl.float32)
-    for first in range(0, hidden, INPUTS):
-        k = first + tl.arange(0, INPUTS)
-        within = k < hidden
-        part = tl.dot(g_mean, _read(w_out, i * hidden, k, of_stoch, within), input_precision=PRECISION)
-        w = _read(w_out + stoch * hidden, i * hidden, k, of_stoch, within)
-        part = tl.dot(g_raw, w, part, input_precision=PRECISION)
-        part *= _read(slope_p, row * hidden, k, of_rows, within)
-        _write(g_p, part, row * hidden, k, of_rows, within)
-        w = _read(w_deter, k * w_deter_stride, unit, within, of_units)
-        acc = tl.dot(part, w, acc, input_precision=PRECISION)
-    acc += _read(g_h, row * deter, unit, of_rows, of_units)
+        w_s = _read(w_stoch, k * w_stoch_stride, i, of_hidden, of_stoch)
+    _wait(OVERLAP)
+    if LATER:
+        g_x = _read(g_x_later, row * hidden, k, of_rows, of_hidden)
+        to_mean, to_raw = _read(slope_s, at, i, of_rows, of_stoch), _read(slope_s, at, stoch + i, of_rows, of_stoch)
+    g_mean, g_raw = _read(g_output, at, i, of_rows, of_stoch), _read(g_output, at, stoch + i, of_rows, of_stoch)
+    slope = _read(slope_p, row * hidden, k, of_rows, of_hidden)
+    acc = _read(g_h, row * deter, unit, of_rows, of_units)
+    of_cell = row * 5 * deter
+    slope_0 = _read(slopes, of_cell, unit, of_rows, of_units)
+    slope_1 = _read(slopes, of_cell, deter + unit, of_rows, of_units)
+    slope_2 = _read(slopes, of_cell, 2 * deter + unit, of_rows, of_units)
+    slope_3 = _read(slopes, of_cell, 3 * deter + unit, of_rows, of_units)
+    slope_4 = _read(slopes, of_cell, 4 * deter + unit, of_rows, of_units)
     if LATER:
         acc += _read(g_h_later, row * deter, unit, of_rows, of_units)
-    for part_of_cell in tl.static_range(5):
-        columns = part_of_cell * deter + unit
-        slope = _read(slopes, row * 5 * deter, columns, of_rows, of_units)
-        _write(g_cell, acc * slope, row * 5 * deter, columns, of_rows, of_units)
+        g_s = _dot(g_x, w_s, tl.zeros([ROWS, WHOLE_STOCH], tl.float32), PRECISION)
+        g_mean += g_s * to_mean
+        g_raw += g_s * to_raw
+    part = _dot(g_mean, w_mean, tl.zeros([ROWS, WHOLE_HIDDEN], tl.float32), PRECISION)
+    part = _dot(g_raw, w_raw, part, PRECISION) * slope
+    if tl.program_id(1) == 0:
+        _write(g_pair, g_mean, at, i, of_rows, of_stoch)
+        _write(g_pair, g_raw, at, stoch + i, of_rows, of_stoch)
+        _write(g_p, part, row * hidden, k, of_rows, of_hidden)
+    acc = _dot(part, w_d, acc, PRECISION)
+    _write(g_cell, acc * slope_0, of_cell, unit, of_rows, of_units)
+    _write(g_cell, acc * slope_1, of_cell, deter + unit, of_rows, of_units)
+    _write(g_cell, acc * slope_2, of_cell, 2 * deter + unit, of_rows, of_units)
+    _write(g_cell, acc * slope_3, of_cell, 3 * deter + unit, of_rows, of_units)
+    _write(g_cell, acc * slope_4, of_cell, 4 * deter + unit, of_rows, of_units)
 
 
 @triton.jit
@@ -216,7 +374,7 @@ def _product(a, w, row, unit, of_rows, of_units, inputs: tl.constexpr, a_stride:
         k = first + tl.arange(0, INPUTS)
         within = k < inputs
         numbers = _read(a, row * a_stride, k, of_rows, within)
-        acc = tl.dot(numbers, _read(w, k * w_stride, unit, within, of_units), acc, input_precision=PRECISION)
+        acc = _dot(numbers, _read(w, k * w_stride, unit, within, of_units), acc, PRECISION)
     return acc
 
 
@@ -224,7 +382,7 @@ def _product(a, w, row, unit, of_rows, of_units, inputs: tl.constexpr, a_stride:
 @no_type_check
 def gradient_of_cell(
     g_cell, w_x, w_h, slope_x, g_x, g_h, rows, hidden: tl.constexpr, deter: tl.constexpr,
-    ROWS: tl.constexpr, UNITS: tl.constexpr, INPUTS: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, UNITS: tl.constexpr, INPUTS: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """The GRU's products backwards, of g_cell [rows, 5 * deter] = (x to new, reset, update, h to new, h itself):
 
@@ -235,6 +393,7 @@ def gradient_of_cell(
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     unit = tl.program_id(1) * UNITS + tl.arange(0, UNITS)
     of_rows = row < rows
+    _wait(OVERLAP)
     if tl.program_id(2) == 0:
         within = unit < hidden
         acc = _product(

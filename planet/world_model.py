@@ -250,18 +250,9 @@ class WorldModel(nn.Module):
     def draw_return_noise(
         self, calls: int, *, candidates: int, horizon: int, generators: Sequence[torch.Generator], samples: int = 1
     ) -> Float[Tensor, "call env horizon row stoch"]:
-        """Return the noise that a `return_predictor` draws in its first `calls` calls.
-
-        On a GPU, where each launch counts, an environment's numbers are drawn all at once, which are others.
-        """
+        """Return the noise that a `return_predictor` draws in its first `calls` calls."""
         shape = (horizon, candidates * samples, self.transition.stoch_size)
-        device = generators[0].device
-        if device.type == "cuda":
-            by_env = torch.empty(len(generators), calls, *shape, device=device)
-            for of_env, generator in zip(by_env, generators, strict=True):
-                of_env.normal_(generator=generator)
-            return by_env.transpose(0, 1)
-        noise = torch.empty(calls, len(generators), *shape, device=device)
+        noise = torch.empty(calls, len(generators), *shape, device=generators[0].device)
         for of_call in noise:
             for of_env, generator in zip(of_call, generators, strict=True):
                 of_env.normal_(generator=generator)
@@ -314,14 +305,15 @@ class ReturnPredictor:
         self.fused = self.rollout = None
         if not isinstance(rssm, RSSM):
             return
-        if tiles := fused.tiles_for(device, rssm.sizes, envs * rows):
-            with float32(device):
-                self.fused = FusedRollout(rssm, model.reward, state, rows=rows, horizon=horizon, tiles=tiles)
+        dtype = compute_dtype(device)
+        if tiles := fused.tiles_for(device, rssm.sizes, envs * rows, dtype):
+            with float32(device):  # converted by hand, once
+                self.fused = FusedRollout(
+                    rssm, model.reward, state, rows=rows, horizon=horizon, tiles=tiles, dtype=dtype
+                )
             return
         self.together = envs_together(envs, rows, rssm.deter_size, device)
-        self.rollout = RSSMRollout(
-            rssm, model.reward, envs=self.together, rows=rows, horizon=horizon, dtype=compute_dtype(device)
-        )
+        self.rollout = RSSMRollout(rssm, model.reward, envs=self.together, rows=rows, horizon=horizon, dtype=dtype)
 
     @torch.no_grad()
     def __call__(self, actions: Float[Tensor, "env candidate horizon action"]) -> Float[Tensor, "env candidate"]:

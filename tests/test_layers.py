@@ -29,6 +29,8 @@ MODEL = {
     "fused",
     "fused_rollout",
     "triton_kernels",
+    "fused_pictures",
+    "triton_pictures",
     "ssm",
     "drnn",
     "transition",

@@ -17,6 +17,7 @@ from planet import fused, hardware
 from planet.agent import Agent
 from planet.cuda_graph import WARM_UP, CudaGraph
 from planet.device_replay import DeviceBatch
+from planet.fused import Tile
 from planet.fused_rollout import FusedRollout
 from planet.learner import Learner
 from planet.rssm import RSSM
@@ -32,7 +33,8 @@ def kernels(request: pytest.FixtureRequest, benchmark: Any, monkeypatch: pytest.
     """With the kernels of `planet.fused`, and without."""
     benchmark.extra_info["kernels"] = request.param
     if request.param == "torch":
-        monkeypatch.setattr(fused, "tiles_for", lambda device, sizes, rows: None)
+        monkeypatch.setattr(fused, "tiles_for", lambda *_, **__: None)
+        monkeypatch.setattr(fused, "refits", lambda *_: False)
     elif fused.tiles_for(torch.device("cuda:0"), (200, 200, 30), 50) is None:
         pytest.skip("Triton cannot compile here")
 
@@ -75,15 +77,18 @@ def test_decision_on_a_gpu(benchmark: Any, envs: int, precision: str) -> None:
 
 
 TILES = [
-    fused.Tiles((rows, units), warps, stoch)
-    for rows, units, warps in ((16, 32, 4), (32, 32, 4), (64, 32, 4), (64, 64, 4), (128, 32, 8), (128, 64, 8))
-    for stoch in (16, 32, 64)
+    fused.Tiles(deter, stoch)
+    for deter in (Tile(32, 32, 64, 4, 3, early=True), Tile(64, 32, 64, 4, 3), Tile(128, 64, 64, 8, 3))
+    for stoch in (Tile(16, 0, 64, 8, 3), Tile(16, 0, 64, 8, 3, early=True), Tile(64, 0, 64, 8, 3))
 ]
 
 
 @pytest.mark.parametrize("tiles", TILES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("envs", [1, 10])
-def test_rollout_with_tiles_on_a_gpu(benchmark: Any, envs: int, tiles: fused.Tiles, kernels: None) -> None:
+def test_rollout_with_tiles_on_a_gpu(
+    benchmark: Any, envs: int, dtype: torch.dtype, tiles: fused.Tiles, kernels: None
+) -> None:
     """Which of them `planet.fused` should take: all iterations of a plan are ten of these."""
     if benchmark.extra_info["kernels"] == "torch":
         pytest.skip("has no tiles")
@@ -98,7 +103,7 @@ def test_rollout_with_tiles_on_a_gpu(benchmark: Any, envs: int, tiles: fused.Til
     noise = torch.randn(envs, 12, rows, rssm.stoch_size, generator=g, device=device)
     try:
         with torch.no_grad():
-            rollout = FusedRollout(rssm, model.reward, state, rows=rows, horizon=12, tiles=tiles)
+            rollout = FusedRollout(rssm, model.reward, state, rows=rows, horizon=12, tiles=tiles, dtype=dtype)
         run = CudaGraph(torch.no_grad()(lambda actions, noise: {"returns": rollout(actions, noise)}))
         run(actions, noise)
     except triton.runtime.errors.OutOfResources as error:

@@ -224,8 +224,8 @@ def test_numbers_drawn_beforehand_decide_alike(
     for step in range(2):  # the second starts from a belief and a plan
         pictures = torch.from_numpy(frames(2, step))
 
-        belief, plan, undefined = agent._decide_recorded(ours, pictures)
-        expected_belief, expected_plan, _ = agent._decide(theirs, pictures)
+        belief, plan, undefined, _ = agent._decide_recorded(ours, pictures)
+        expected_belief, expected_plan, *_ = agent._decide(theirs, pictures)
 
         assert not undefined.any()
         torch.testing.assert_close(plan, expected_plan, rtol=0, atol=0)
@@ -334,7 +334,7 @@ def test_recorded_decisions_are_those_run_one_by_one(envs: int) -> None:
     for step in range(WARM_UP + 3):
         pictures = torch.from_numpy(frames(envs, step)).to(device)
 
-        belief, plan, _ = agent._decide_recorded(ours, pictures)
+        belief, plan, *_ = agent._decide_recorded(ours, pictures)
         expected_plan = agent.decide(*agent.decision_inputs(theirs, pictures))["plan"]
 
         torch.testing.assert_close(plan, expected_plan, rtol=1e-3, atol=1e-4)
@@ -349,3 +349,39 @@ def test_another_shape_is_refused() -> None:
 
     with pytest.raises(ValueError, match="each time"):
         double(torch.ones(4, device="cuda"))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_an_environment_draws_alike_whoever_is_beside_it() -> None:
+    device = torch.device("cuda")
+    agent = agent_of(world_model().to(device))
+
+    def drawn(*seeds: int) -> list[Tensor]:
+        return [x.clone() for x in agent._draw([torch.Generator(device).manual_seed(seed) for seed in seeds])]
+
+    together, alone = drawn(1, 2, 3), drawn(2)
+
+    for both, single in zip(together, alone, strict=True):
+        torch.testing.assert_close(both[1:2], single, rtol=0, atol=0)
+        assert not torch.equal(both[0], both[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_on_a_gpu_actions_explore_and_follow_from_the_generator_alone(precision: str) -> None:
+    device = torch.device("cuda")
+    agent = agent_of(world_model().to(device), precision)
+    # Pictures of either order in memory, and the first calls as well as recorded ones.
+    found = []
+    for number in range(WARM_UP + 3):
+        given = frames(2)
+        if number % 2:
+            given = np.ascontiguousarray(given.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+        state = agent.start([torch.Generator(device).manual_seed(n) for n in (3, 4)])
+        noise = 0.3 if number else 0.0
+        action, _ = agent.act(state, given, action_noise=noise)
+        found.append(action)
+
+    for action in found[2:]:
+        np.testing.assert_allclose(action, found[1], rtol=1e-3, atol=1e-4)
+    assert np.abs(found[1] - found[0]).max() > 0.01

@@ -33,6 +33,8 @@ INTERPRETED = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import pytest, torch
+from jaxtyping import install_import_hook
+install_import_hook("planet", "beartype.beartype")  # as in every test run
 import test_cuda_graph as graph_tests, test_rssm_observe as observe_tests, test_rssm_rollout as rollout_tests
 from planet import fused, rssm_observe
 from planet.fused_rollout import FusedRollout
@@ -46,14 +48,31 @@ def count(name):
     setattr(fused, name, counted)
 
 # Tiles smaller than what they are laid over, in every direction.
-tiles = fused.Tiles((16, 16), 4, 16)
-fused._try(torch.device("cpu"), (20, 40, 5), fused.FEW)
-fused._try(torch.device("cpu"), (10, 70, 17), fused.MANY)
+CPU = torch.device("cpu")
+tiles = fused.Tiles(*[fused.Tile(16, 16, 32, 4, 2)] * 4)
+early = fused.Tiles(*[fused.Tile(16, 16, 32, 4, 2, early=True)] * 4)
+for dtype in (torch.float32, torch.bfloat16):
+    fused._try(CPU, (20, 40, 5), tiles, dtype)
+    fused._try(CPU, (40, 20, 5), early, dtype)
+    fused._try(CPU, (10, 70, 17), fused.MANY, dtype)
+fused._try_gradient(CPU, (20, 40, 5), tiles)
+fused._try_gradient(CPU, (40, 20, 17), fused.FEW)
 NAMES = ["next_deter", "next_stoch", "gradient_to_deter", "gradient_of_cell"]
 for name in NAMES:
     count(name)
 
-fused.tiles_for = lambda device, sizes, rows: tiles
+count("refit")
+
+# Elites, their mean and deviation, and the next candidates; of equal scores the first, and all equal ones at once.
+for candidates in (20, 100):
+    fused._try_refit(CPU, candidates)
+equal = torch.tensor([[1.0, 3.0, 3.0, 2.0, 3.0, float("-inf")]])
+given = torch.arange(6.0).view(1, 6, 1, 1)
+mean, std = fused.refit(given, equal, elites=2, min_std=0.0, noise=None)
+torch.testing.assert_close((mean.item(), std.item()), (1.5, (0.25 + 1e-6) ** 0.5))
+assert torch.equal(given.flatten(), torch.arange(6.0))
+
+fused.tiles_for = lambda *_, **__: tiles
 for settings in observe_tests.SETTINGS:
     calls.clear()
     sizes = {"deter": 9, "hidden": 7} if settings else {"deter": 20, "hidden": 35}
@@ -78,6 +97,16 @@ for changes in (
     assert len(calls) == (2 if changes else 4) * rollout_tests.HORIZON, calls
     expected = rollout_tests.roll(rollout_tests.rollout_of(model, rows=7), state, actions, noise)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        short = FusedRollout(
+            model.transition, model.reward, state, rows=7, horizon=rollout_tests.HORIZON, tiles=early,
+            dtype=torch.bfloat16,
+        )
+        assert short.features.dtype is short.x.dtype is torch.bfloat16
+        for _ in range(2):
+            found = short(actions, noise)
+            assert found.dtype is torch.float32
+            assert (found - expected).abs().mean() < 0.02 * expected.std(), (found, expected)
 
 # A whole decision and a whole update, under autocast as in a run, with and without.
 def decide_and_learn():
@@ -91,9 +120,13 @@ def decide_and_learn():
     return decision, {name: parameter.grad for name, parameter in model.named_parameters()}
 
 calls.clear()
+assert fused.refits(CPU, 20) is False
+fused.refits = lambda device, candidates: True
 found = decide_and_learn()
 assert calls.count("next_deter") == 3 * 4 + 4 and calls.count("gradient_of_cell") == 4, calls
-fused.tiles_for = lambda device, sizes, rows: None
+assert calls.count("refit") == 3
+fused.refits = lambda device, candidates: False
+fused.tiles_for = lambda *_, **__: None
 torch.testing.assert_close(found, decide_and_learn(), rtol=1e-3, atol=1e-4)
 
 # Large numbers: gates saturate, and softplus is the number itself. A NaN stays one.
@@ -112,9 +145,11 @@ fused.next_stoch(none[None], none[None] * float("nan"), head, torch.ones(1, 1, 6
 assert out.isnan().all()
 
 with pytest.raises(ValueError, match="float32 rows without gaps"):
-    fused.next_deter(big, big.T.contiguous().T[:, ::2], cell, out=out, tiles=tiles)
+    fused.next_deter(big, torch.zeros(1, 12)[:, ::2], cell, out=out, tiles=tiles)
 with pytest.raises(ValueError, match="contiguous float32 memory"):
     fused.next_deter(torch.zeros(1, 12)[:, ::2], big, cell, out=out, tiles=tiles)
+with pytest.raises(ValueError, match="not as torch.bfloat16: give `carry`"):
+    fused.next_deter(big, big, fused.shortened(cell, head, torch.bfloat16)[0], out=out, tiles=tiles)
 """
 
 
@@ -123,59 +158,92 @@ def test_interpreted_they_give_the_numbers_of_torch() -> None:
 
 
 COMPILED = """
-import triton
+import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from jaxtyping import install_import_hook
 with install_import_hook("planet", "beartype.beartype"):  # as in every test run
     from planet import fused, triton_kernels
 
-FLOATS = {"spread"}
-INTEGERS = {"rows", "rows_of_env", "noise_env_stride"}
+FLOATS = {"spread", "min_std"}
+INTEGERS = {"rows", "rows_of_env", "noise_env_stride", "candidates", "elites"}
+SHORT = {  # in bfloat16
+    "next_deter": {"x", "h", "w_x", "w_h", "out"},
+    "next_stoch": {"h", "w_deter", "w_out", "s", "w_stoch", "w_action", "x"},
+    "first_input": {"w_action", "x"},
+    "summed_product": {"inputs", "w"},
+}
 
-def compiled(kernel, capability, warps, stages, **constants):
+def compiled(kernel, capability, tile, dtype, **constants):
+    short = SHORT.get(kernel.__name__, set()) if dtype is torch.bfloat16 else set()
     def kind(name):
         if name in constants:
             return "constexpr"
-        return "fp32" if name in FLOATS else "i32" if name in INTEGERS else "*fp32"
+        return "fp32" if name in FLOATS else "i32" if name in INTEGERS else "*bf16" if name in short else "*fp32"
     signature = {name: kind(name) for name in kernel.arg_names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind == "*fp32"}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     return triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps, "num_stages": stages}
+        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": tile.warps, "num_stages": tile.stages}
     )
 
+SIZE = {"hidden": 200, "deter": 200, "PRECISION": "tf32", "OVERLAP": False}
+WHOLE = {"WHOLE_HIDDEN": 256, "WHOLE_STOCH": 32}
+
+def forward(tiles, dtype, save):  # save: in training
+    short = dtype is torch.bfloat16
+    stride = 200 if save else 232
+    tile = tiles.deter
+    yield triton_kernels.next_deter, tile, SIZE | {
+        "h_stride": stride, "before_stride": 200 if short or save else stride, "out_stride": stride, "CARRY": short,
+        "SAVE": save, "EARLY": tile.early, "ROWS": tile.rows, "UNITS": tile.units, "INPUTS": tile.inputs,
+    }
+    tile = tiles.stoch
+    yield triton_kernels.next_stoch, tile, SIZE | WHOLE | {
+        "h_stride": stride, "known_stride": 200 if save else 0, "w_deter_stride": 1224 if save else 200,
+        "s_stride": 30 if save else 232, "known_x_stride": 200 if save else 0, "w_stoch_stride": 30 if short else 36,
+        "action_stride": 200 if save else 72, "w_action_stride": 1224 if save else 6, "stoch": 30,
+        "actions": 0 if save else 6, "ELU": False, "FIXED": False, "MEAN_ONLY": False, "SAVE": save, "NEXT": True,
+        "EARLY": tile.early, "ROWS": tile.rows, "INPUTS": tile.inputs, "WHOLE_ACTIONS": 16,
+    }
+
+def backward(tiles):
+    tile = tiles.to_deter
+    yield triton_kernels.gradient_to_deter, tile, SIZE | WHOLE | {
+        "w_stoch_stride": 36, "w_deter_stride": 1224, "stoch": 30, "LATER": True, "ROWS": tile.rows,
+        "UNITS": tile.units,
+    }
+    tile = tiles.of_cell
+    yield triton_kernels.gradient_of_cell, tile, SIZE | {
+        "ROWS": tile.rows, "UNITS": tile.units, "INPUTS": tile.inputs,
+    }
+
+def others():
+    size = {"ROWS": 16, "hidden": 200, "actions": 6, "action_stride": 72, "w_action_stride": 6, "ELU": False}
+    whole = {"WHOLE_HIDDEN": 256, "WHOLE_ACTIONS": 16, "PRECISION": "tf32"}
+    yield triton_kernels.first_input, fused.Tile(16, 0, 0, 4, 1), size | whole
+    constants = {"steps": 12, "width": 200, "ROWS": 8, "WHOLE": 256}
+    yield triton_kernels.summed_product, fused.Tile(8, 0, 0, 4, 1), constants
+    for candidates, columns in ((1024, 8), (4096, 2)):
+        yield triton_kernels.best, fused.Tile(32, 0, 0, 8, 1), {"ROWS": 32, "WHOLE": candidates}
+        constants = {"width": 72, "NEXT": True, "COLUMNS": columns, "WHOLE": candidates}
+        yield triton_kernels.refit, fused.Tile(0, columns, 0, 8, 1), constants
+
 def every_kernel():
-    whole = {"INPUTS": fused.INPUTS, "PRECISION": "tf32"}
-    size = {"hidden": 200, "deter": 200}
-    for name, tiles in (("few", fused.FEW), ("some", fused.SOME), ("many", fused.MANY)):
-        rows, units = tiles.deter
-        save = name == "few"  # training
-        stride = 200 if save else 240
-        yield name, triton_kernels.next_deter, tiles.deter_warps, 3, size | whole | {
-            "h_stride": stride, "out_stride": stride, "SAVE": save, "ROWS": rows, "UNITS": units,
-        }
-        yield name, triton_kernels.next_stoch, 8, 2, size | whole | {
-            "h_stride": stride, "known_stride": 200 if save else 0, "w_deter_stride": 1224 if save else 200,
-            "s_stride": 30 if save else 240, "known_x_stride": 200 if save else 2400, "w_stoch_stride": 36,
-            "stoch": 30, "ELU": False, "FIXED": False, "MEAN_ONLY": False, "SAVE": save, "NEXT": True,
-            "ROWS": tiles.stoch, "WHOLE_HIDDEN": 256, "WHOLE_STOCH": 32,
-        }
-    yield "few", triton_kernels.gradient_to_deter, 8, 2, size | whole | {
-        "w_stoch_stride": 36, "w_deter_stride": 1224, "stoch": 30, "LATER": True, "ROWS": fused.FEW.stoch,
-        "WHOLE_DETER": 256, "WHOLE_STOCH": 32,
-    }
-    yield "few", triton_kernels.gradient_of_cell, fused.FEW.deter_warps, 3, size | whole | {
-        "ROWS": fused.FEW.deter[0], "UNITS": fused.FEW.deter[1],
-    }
+    for dtype, table in fused.TABLE.items():
+        for most, (first, *fallback) in table:
+            for capability, tiles in [(90, first), *((80, tiles) for tiles in fallback if most == 256)]:  # H100, A100
+                yield from ((capability, dtype, *found) for found in forward(tiles, dtype, most == 256))
+                if most == 256 and dtype is torch.float32:
+                    yield from ((capability, dtype, *found) for found in backward(tiles))
+        yield from ((90, dtype, *found) for found in others())
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024}  # what one program can have there
 if __name__ == "__main__":
-    for name, kernel, warps, stages, constants in every_kernel():
-        for capability in (80, 90) if name == "many" else (90,):  # A100, H100
-            found = compiled(kernel, capability, warps, stages, **constants)
-            assert found.asm["cubin"]
-            assert found.metadata.shared <= SHARED[capability], (name, kernel, capability, found.metadata.shared)
+    for capability, dtype, kernel, tile, constants in every_kernel():
+        found = compiled(kernel, capability, tile, dtype, **constants)
+        assert found.asm["cubin"]
+        assert found.metadata.shared <= SHARED[capability], (kernel, tile, dtype, capability, found.metadata.shared)
 """
 
 
@@ -192,19 +260,31 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tiles]]:
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     tried: list[Tiles] = []
-    monkeypatch.setattr(fused, "_try", lambda device, sizes, tiles: tried.append(tiles))
+    monkeypatch.setattr(fused, "_try", lambda device, sizes, tiles, dtype: tried.append(tiles))
     fused._works.cache_clear()
     yield tried
     fused._works.cache_clear()
 
 
-def test_tiles_follow_the_rows_and_are_tried_once(tried: list[Tiles]) -> None:
+def test_tiles_follow_rows_and_type_and_are_tried_once(tried: list[Tiles]) -> None:
     for _ in range(2):
         assert fused.tiles_for(DEVICE, SIZES, 50) is fused.FEW
         assert fused.tiles_for(DEVICE, SIZES, 1000) is fused.SOME
         assert fused.tiles_for(DEVICE, SIZES, 10_000) is fused.MANY
-    assert tried == [fused.FEW, fused.SOME, fused.MANY]
+        assert fused.tiles_for(DEVICE, SIZES, 10_000, torch.bfloat16) is fused.SHORT_MANY
+    assert tried == [fused.FEW, fused.SOME, fused.MANY, fused.SHORT_MANY]
     assert fused.tiles_for(torch.device("cpu"), SIZES, 50) is None
+    assert fused.tiles_for(DEVICE, SIZES, 50, torch.float16) is None
+
+
+def test_the_gradient_is_tried_where_it_is_wanted(tried: list[Tiles], monkeypatch: pytest.MonkeyPatch) -> None:
+    back: list[Tiles] = []
+    monkeypatch.setattr(fused, "_try_gradient", lambda device, sizes, tiles: back.append(tiles))
+    fused.tiles_for(DEVICE, SIZES, 50)
+    assert not back
+
+    assert fused.tiles_for(DEVICE, SIZES, 50, gradient=True) is fused.FEW
+    assert back == [fused.FEW]
 
 
 def test_a_gpu_without_tf32_keeps_torch_s_operations(tried: list[Tiles], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,13 +296,13 @@ def test_a_gpu_without_tf32_keeps_torch_s_operations(tried: list[Tiles], monkeyp
 def test_where_large_tiles_do_not_fit_smaller_ones_are_taken(
     tried: list[Tiles], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def too_large(device: torch.device, sizes: tuple[int, int, int], tiles: Tiles) -> None:
+    def too_large(device: torch.device, sizes: tuple[int, int, int], tiles: Tiles, dtype: torch.dtype) -> None:
         if tiles is fused.MANY:
             raise RuntimeError("out of resource: shared memory")
 
     monkeypatch.setattr(fused, "_try", too_large)
-    with pytest.warns(UserWarning, match=r"no fused kernels of \(128, 64\) on cuda:5.*: out of resource"):
-        assert fused.tiles_for(DEVICE, SIZES, 10_000) is fused.SOME
+    with pytest.warns(UserWarning, match=r"no fused kernels of Tiles\(.* on cuda:5.*: out of resource"):
+        assert fused.tiles_for(DEVICE, SIZES, 10_000) is fused.SMALL
 
 
 def test_they_are_compared_with_products_that_are_not_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,14 +311,14 @@ def test_they_are_compared_with_products_that_are_not_shortened(monkeypatch: pyt
     monkeypatch.setattr(fused, "_try", lambda *_: enabled.append(torch.is_autocast_enabled("cpu")))
     fused._works.cache_clear()
     with torch.autocast("cpu", torch.bfloat16):
-        assert fused._works(torch.device("cpu"), SIZES, fused.FEW)
+        assert fused._works(torch.device("cpu"), SIZES, fused.FEW, torch.float32, False)
     fused._works.cache_clear()
 
     assert enabled == [False]
 
 
 def test_without_working_kernels_torch_s_operations_remain(tried: list[Tiles], monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(device: torch.device, sizes: tuple[int, int, int], tiles: Tiles) -> None:
+    def broken(device: torch.device, sizes: tuple[int, int, int], tiles: Tiles, dtype: torch.dtype) -> None:
         raise RuntimeError("no C compiler")
 
     monkeypatch.setattr(fused, "_try", broken)
@@ -250,6 +330,7 @@ def test_without_working_kernels_torch_s_operations_remain(tried: list[Tiles], m
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [50, 1000, 10_000])
-def test_they_are_used_on_a_gpu(rows: int) -> None:
-    assert fused.tiles_for(torch.device("cuda:0"), SIZES, rows) is not None
+def test_they_are_used_on_a_gpu(rows: int, dtype: torch.dtype) -> None:
+    assert fused.tiles_for(torch.device("cuda:0"), SIZES, rows, dtype, gradient=rows == 50) is not None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed import plain
-from planet import cem, hardware
+from planet import cem, fused, hardware
 from planet.config import ObjectiveConfig
 from planet.presets import resolve
 from planet.transition import State
@@ -95,6 +95,22 @@ def beliefs(model: WorldModel) -> tuple[plain.Latent, State]:
     return plain.Latent(h, s, mean, std), State(*(x.to(DEVICE) for x in (h, s, mean, std)))
 
 
+@pytest.mark.usefixtures("as_in_a_run")
+@pytest.mark.parametrize("autocast", [False, True], ids=["TF32", "bfloat16"])
+def test_short_products_predict_nearly_the_same_returns(autocast: bool) -> None:
+    model, there = build()
+    latent, state = beliefs(model)
+    g = seeded(5)
+    actions = torch.rand(ENVS, CANDIDATES, HORIZON, ACTIONS, generator=g) * 2 - 1
+    noise = torch.randn(1, ENVS, HORIZON, CANDIDATES, model.transition.stoch_size, generator=g)
+    expected = plain.returns(model, latent, actions, noise[0].transpose(0, 1).flatten(1, 2))
+
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=autocast):
+        found = there.return_predictor_given_noise(state, noise.to(DEVICE))(actions.to(DEVICE)).cpu()
+
+    assert (found - expected).abs().mean() < (0.05 if autocast else 0.005) * expected.std()
+
+
 def plans(iterations: int) -> tuple[Tensor, Tensor]:
     """The plan there and the plain one here, from the same random numbers."""
     model, there = build()
@@ -125,3 +141,8 @@ def test_tf32_plans_nearly_the_same() -> None:
     found, expected = plans(iterations=1)
 
     assert (found - expected).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("candidates", [20, 500, 1000, fused.AT_MOST])
+def test_a_refit_equals_torch_s(candidates: int) -> None:
+    assert fused.refits(DEVICE, candidates)  # tried beside torch
