@@ -111,7 +111,8 @@ TABLE: dict[torch.dtype, list[tuple[float, tuple[Tiles, ...]]]] = {
         (math.inf, (SHORT_MANY, SMALL)),
     ],
 }
-"""For the type of products and up to so many rows, what to try: the first is the fastest where it fits."""
+"""For the type of products and up to so many rows, what to try; the first that works is taken. SOME and MANY were the
+fastest of 18 on an H200 (results/speed/gpu.csv); the others are not measured yet (benchmarks/speed/gpu_tiles.py)."""
 
 
 def tiles_for(

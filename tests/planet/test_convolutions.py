@@ -63,4 +63,5 @@ def test_other_devices_get_torch_s_own(function: object) -> None:
     y = function(x, weight, bias)  # pyright: ignore[reportCallIssue]
 
     assert isinstance(y, Tensor) and y.grad_fn is not None and y.grad_fn.name() == "ReluBackward0"
-    assert y.grad_fn.next_functions[0][0].name() == "ConvolutionBackward0"
+    before = y.grad_fn.next_functions[0][0]
+    assert before is not None and before.name() == "ConvolutionBackward0"
