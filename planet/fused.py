@@ -1,10 +1,10 @@
 """One step of the RSSM as two GPU kernels, forward and backward, where torch starts eight to eleven.
 
-On a GPU the recurrence takes as long as its kernels take to start. The kernels are Triton's, which PyTorch for CUDA
-brings along; where Triton is missing or cannot compile (it needs a C compiler), callers go on with torch's operations.
-Matrices are torch's, the parameters themselves or shorter copies: a product's factors have the type of its matrix,
-float32 (TF32 where torch's products are) or bfloat16. Sums, biases, nonlinear functions and what a step is given in
-float32 stay so.
+On a GPU the recurrence takes as long as its kernels take to start and to wait for what they read. The kernels are
+Triton's, which PyTorch for CUDA brings along; where it is missing or cannot compile (it needs a C compiler), callers
+go on with torch's operations. Matrices are torch's, the parameters themselves or shorter copies: a product's factors
+have the type of its matrix, float32 (TF32 where torch's products are) or bfloat16. Sums, biases, nonlinear functions
+and what a step is given in float32 stay so.
 
 Shapes: R rows, X hidden, D deterministic, S stochastic, A action.
 """
@@ -115,6 +115,11 @@ TABLE: dict[torch.dtype, list[tuple[float, tuple[Tiles, ...]]]] = {
 fastest of 18 on an H200 (results/speed/gpu.csv); the others are not measured yet (benchmarks/speed/gpu_tiles.py)."""
 
 
+def has_tf32(device: torch.device) -> bool:
+    """Return whether this is a GPU for which the kernels are written: the A100 and later ones."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def tiles_for(
     device: torch.device,
     sizes: tuple[int, int, int],
@@ -127,7 +132,7 @@ def tiles_for(
     of this type and backwards, too, or not; None where torch's operations are to be used: on CPUs, on GPUs without TF32
     (before the A100), and where Triton does not work. Tried once, not within a recording, since compiling waits for the
     device."""
-    if device.type != "cuda" or dtype not in TABLE or torch.cuda.get_device_capability(device) < (8, 0):
+    if dtype not in TABLE or not has_tf32(device):
         return None
     wanted = next(tiles for most, tiles in TABLE[dtype] if rows <= most)
     with torch.cuda.device(device):  # Triton takes the current one
@@ -380,7 +385,7 @@ AT_MOST = 4096
 @functools.cache
 def refits(device: torch.device, candidates: int) -> bool:
     """Return whether `refit` is to be used for so many candidates."""
-    if device.type != "cuda" or candidates > AT_MOST or torch.cuda.get_device_capability(device) < (8, 0):
+    if candidates > AT_MOST or not has_tf32(device):
         return False
     try:
         with torch.cuda.device(device):
