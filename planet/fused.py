@@ -80,7 +80,7 @@ class Tile:
     stages: int
     """Reads under way at a time."""
     early: bool = False
-    """`next_deter` multiplies x and h at once, `next_stoch` reads its later matrices first: fewer waits, more space."""
+    """`next_stoch` reads its later matrices first: fewer waits, more space."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +92,20 @@ class Tiles:
     to_deter: Tile = Tile(16, 32, 0, 16, 1)
     """Of the gradient; it reads all inputs at once."""
     of_cell: Tile = Tile(16, 32, 64, 4, 4)
+    rewards: Tile = Tile(64, 32, 32, 4, 2)
     overlap: bool = False
     """A kernel begins while the one before is ending (from the H100 on)."""
 
 
-FEW = Tiles(Tile(16, 16, 64, 4, 4, early=True), Tile(16, 0, 64, 8, 3))
-SMALL = Tiles(Tile(16, 32, 32, 4, 3), Tile(16, 0, 32, 8, 2), Tile(16, 32, 0, 8, 1), Tile(16, 32, 32, 4, 3))
-SOME = Tiles(Tile(64, 32, 32, 4, 3), Tile(16, 0, 32, 8, 2))
+FEW = Tiles(Tile(16, 32, 32, 4, 3), Tile(16, 0, 32, 8, 3, early=True))
+SMALL = Tiles(
+    Tile(16, 32, 32, 4, 3), Tile(16, 0, 32, 8, 2), Tile(16, 32, 0, 8, 1), Tile(16, 32, 32, 4, 3), Tile(16, 32, 32, 4, 2)
+)  # fmt: skip
+SOME = Tiles(Tile(64, 32, 32, 4, 3), Tile(16, 0, 32, 8, 4))
 MANY = Tiles(Tile(64, 32, 32, 4, 3), Tile(64, 0, 32, 8, 2))
-SHORT_FEW = Tiles(Tile(16, 16, 64, 4, 4, early=True), Tile(16, 0, 64, 8, 4, early=True))
+SHORT_FEW = Tiles(Tile(16, 32, 32, 4, 3), Tile(16, 0, 64, 8, 3, early=True))
 SHORT_SOME = Tiles(Tile(64, 32, 64, 4, 3), Tile(16, 0, 64, 8, 3, early=True))
-SHORT_MANY = Tiles(Tile(128, 64, 32, 8, 4), Tile(64, 0, 64, 8, 3))
+SHORT_MANY = Tiles(Tile(128, 64, 32, 8, 3), Tile(64, 0, 64, 8, 3))
 TABLE: dict[torch.dtype, list[tuple[float, tuple[Tiles, ...]]]] = {
     torch.float32: [(256, (FEW, SMALL)), (4096, (SOME, SMALL)), (math.inf, (MANY, SMALL))],
     torch.bfloat16: [
@@ -202,6 +205,14 @@ def _try(device: torch.device, sizes: tuple[int, int, int], tiles: Tiles, dtype:
     expected = F.elu(known + sample @ w_stoch.T + action @ w_action.T)
     torch.testing.assert_close(following.float(), expected, rtol=0, atol=times * 5e-2)
 
+    w_1, w_2 = (numbers(hidden, size, scale=size**-0.5).to(dtype) for size in (deter, hidden))
+    w_3, b_1, b_2, b_3 = numbers(1, hidden).to(dtype), numbers(hidden), -numbers(hidden), numbers(1)
+    found = numbers(rows)
+    rewards(out.to(dtype), Rewards(w_1, b_1, w_2, b_2, w_3, b_3, F.elu), out=found, tiles=tiles)
+    p = F.elu(F.linear(F.elu(F.linear(out.float(), w_1.float(), b_1)), w_2.float(), b_2))
+    expected = F.linear(p, w_3.float(), b_3)[:, 0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=times * 1e-2 * hidden**0.5)
+
 
 def _try_gradient(device: torch.device, sizes: tuple[int, int, int], tiles: Tiles) -> None:
     """Raise an error unless the kernels backwards agree with torch."""
@@ -273,7 +284,7 @@ def next_deter(
     kernel[(-(-rows // tile.rows), -(-deter // tile.units))](
         x, h, before, cell.w_ih, cell.w_hh, cell.b_ih, cell.b_hh, out, carried, gates, new, new_h, rows,
         h_stride=h.stride(0), before_stride=before.stride(0), out_stride=out.stride(0), hidden=hidden, deter=deter,
-        CARRY=carry is not None, SAVE=save is not None, EARLY=tile.early, ROWS=tile.rows, UNITS=tile.units,
+        CARRY=carry is not None, SAVE=save is not None, ROWS=tile.rows, UNITS=tile.units,
         INPUTS=tile.inputs, PRECISION=_precision(), num_warps=tile.warps, num_stages=tile.stages, **_overlap(tiles),
     )  # fmt: skip
 
@@ -358,24 +369,33 @@ def first_input(
     )  # fmt: skip
 
 
-def summed_product(
-    inputs: Float[Tensor, "step row width"],
-    w: Float[Tensor, "1 width"],
-    bias: Float[Tensor, " 1"],
-    *,
-    out: Float[Tensor, " row"],
-) -> None:
-    """Write the sum over steps of `F.linear(inputs, w, bias)`, which is torch's slow product of a matrix and a vector,
-    then another pass."""
+@dataclass(frozen=True, slots=True)
+class Rewards:
+    """The layers of a reward head that has two dense ones."""
+
+    w_1: Float[Tensor, "hidden width"]
+    b_1: Float[Tensor, " hidden"]
+    w_2: Float[Tensor, "hidden hidden"]
+    b_2: Float[Tensor, " hidden"]
+    w_3: Float[Tensor, "1 hidden"]
+    b_3: Float[Tensor, " 1"]
+    activation: Callable[[Tensor], Tensor]
+
+
+def rewards(features: Float[Tensor, "row width"], head: Rewards, *, out: Float[Tensor, " row"], tiles: Tiles) -> None:
+    """Write mean rewards: three products, of which nothing between them goes to memory. Features have the type of the
+    matrices."""
     from planet import triton_kernels
 
-    (steps, rows, width), tile_rows = inputs.shape, 8
-    _check_whole(inputs, w, dtype=inputs.dtype)
-    _check_whole(out)
-    kernel: Any = triton_kernels.summed_product
-    kernel[(-(-rows // tile_rows),)](
-        inputs, w, bias, out, rows, steps=steps, width=width, ROWS=tile_rows, WHOLE=_whole(width), num_warps=4
-    )
+    (rows, width), hidden, tile = features.shape, len(head.w_2), tiles.rewards
+    _check_whole(features, head.w_1, head.w_2, head.w_3, dtype=head.w_1.dtype)
+    _check_whole(head.b_1, head.b_2, head.b_3, out)
+    kernel: Any = triton_kernels.rewards
+    kernel[(-(-rows // tile.rows),)](
+        features, head.w_1, head.b_1, head.w_2, head.b_2, head.w_3, head.b_3, out, rows, width=width, hidden=hidden,
+        ELU=head.activation is F.elu, ROWS=tile.rows, UNITS=tile.units, INPUTS=tile.inputs, WHOLE=_whole(hidden),
+        PRECISION=_precision(), num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
 
 
 AT_MOST = 4096

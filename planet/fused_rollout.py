@@ -63,12 +63,17 @@ class FusedRollout:
         self.carried = None if dtype is torch.float32 else torch.empty_like(self.deter)
         fill = -(d + s) % ALIGNED
         self.features = empty(horizon, envs * rows, d + s + fill, dtype=dtype).zero_()  # [h, s, 0]
-        first, *layers = (
-            (layer.weight.to(dtype), layer.bias.to(dtype)) for layer in reward.dense if isinstance(layer, nn.Linear)
+        first, *layers = (layer for layer in reward.dense if isinstance(layer, nn.Linear))
+        w_s, w_h = first.weight.to(dtype).split([s, d], dim=1)
+        w_1 = torch.cat([w_h, w_s, w_s.new_zeros(len(w_s), fill)], dim=1)
+        w_3, b_3 = reward.output.weight.to(dtype), reward.output.bias
+        self.layers = [(w_1, first.bias.to(dtype)), *((x.weight.to(dtype), x.bias.to(dtype)) for x in layers)]
+        self.output = w_3, b_3.to(dtype)
+        self.reward = (
+            fused.Rewards(w_1, first.bias, self.layers[1][0], layers[0].bias, w_3, b_3, rssm.activation)
+            if len(layers) == 1
+            else None
         )
-        w_s, w_h = first[0].split([s, d], dim=1)
-        self.reward = [(torch.cat([w_h, w_s, w_s.new_zeros(len(w_s), fill)], dim=1), first[1]), *layers]
-        self.output = reward.output.weight.to(dtype), reward.output.bias
 
     def __call__(
         self, actions: Float[Tensor, "env row horizon action"], noise: Float[Tensor, "env horizon row stoch"]
@@ -94,13 +99,11 @@ class FusedRollout:
 
     def _rewards(self, features: Float[Tensor, "step_and_row feature"]) -> Float[Tensor, " row"]:
         """Mean rewards summed over steps."""
-        for weight, bias in self.reward:
-            features = self._layer(features, weight, bias)
-        returns = torch.empty(len(self.x), device=self.x.device)
-        fused.summed_product(features.unflatten(0, (self.horizon, -1)), *self.output, out=returns)
-        return returns
-
-    def _layer(self, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if self.activation is F.relu:  # within the product: else it reads and writes all of it once more
-            return torch.ops.aten._addmm_activation(bias, inputs, weight.T)
-        return self.activation(F.linear(inputs, weight, bias))
+        if self.reward is not None:
+            found = torch.empty(len(features), device=features.device)
+            fused.rewards(features, self.reward, out=found, tiles=self.tiles)
+        else:
+            for weight, bias in self.layers:
+                features = self.activation(F.linear(features, weight, bias))
+            found = F.linear(features, *self.output).float()
+        return found.view(self.horizon, -1).sum(dim=0)

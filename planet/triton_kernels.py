@@ -74,7 +74,7 @@ def _wait(OVERLAP: tl.constexpr):
 def next_deter(
     x, h, before, w_x, w_h, b_x, b_h, out, carried, gates, new, new_h, rows,
     h_stride: tl.constexpr, before_stride: tl.constexpr, out_stride: tl.constexpr,
-    hidden: tl.constexpr, deter: tl.constexpr, CARRY: tl.constexpr, SAVE: tl.constexpr, EARLY: tl.constexpr,
+    hidden: tl.constexpr, deter: tl.constexpr, CARRY: tl.constexpr, SAVE: tl.constexpr,
     ROWS: tl.constexpr, UNITS: tl.constexpr, INPUTS: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """A GRU's next h [rows, deter] for its input x [rows, hidden]. `h` is what products take, `before` the same h as
@@ -82,7 +82,6 @@ def next_deter(
 
     CARRY: the next h also as float32 to `carried` [rows, deter], which may be the memory of `before`.
     SAVE: also the gates (reset, update) [rows, 2 * deter], the candidate `new` and what h gave to it, `new_h`.
-    EARLY: the products of x and of h in one loop, so that both are under way at once.
     """
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     unit = tl.program_id(1) * UNITS + tl.arange(0, UNITS)
@@ -90,34 +89,20 @@ def next_deter(
     reset = tl.zeros([ROWS, UNITS], tl.float32)
     update, from_x, from_h = reset, reset, reset
     _wait(OVERLAP)
-    if EARLY:
-        for first in range(0, max(hidden, deter), INPUTS):
-            k = first + tl.arange(0, INPUTS)
-            within = k < hidden
-            a = _read(x, row * hidden, k, of_rows, within)
-            reset = _dot(a, _read(w_x, k, unit * hidden, within, of_units), reset, PRECISION)
-            update = _dot(a, _read(w_x + deter * hidden, k, unit * hidden, within, of_units), update, PRECISION)
-            from_x = _dot(a, _read(w_x + 2 * deter * hidden, k, unit * hidden, within, of_units), from_x, PRECISION)
-            within = k < deter
-            a = _read(h, row * h_stride, k, of_rows, within)
-            reset = _dot(a, _read(w_h, k, unit * deter, within, of_units), reset, PRECISION)
-            update = _dot(a, _read(w_h + deter * deter, k, unit * deter, within, of_units), update, PRECISION)
-            from_h = _dot(a, _read(w_h + 2 * deter * deter, k, unit * deter, within, of_units), from_h, PRECISION)
-    else:
-        for first in range(0, hidden, INPUTS):
-            k = first + tl.arange(0, INPUTS)
-            within = k < hidden
-            a = _read(x, row * hidden, k, of_rows, within)
-            reset = _dot(a, _read(w_x, k, unit * hidden, within, of_units), reset, PRECISION)
-            update = _dot(a, _read(w_x + deter * hidden, k, unit * hidden, within, of_units), update, PRECISION)
-            from_x = _dot(a, _read(w_x + 2 * deter * hidden, k, unit * hidden, within, of_units), from_x, PRECISION)
-        for first in range(0, deter, INPUTS):
-            k = first + tl.arange(0, INPUTS)
-            within = k < deter
-            a = _read(h, row * h_stride, k, of_rows, within)
-            reset = _dot(a, _read(w_h, k, unit * deter, within, of_units), reset, PRECISION)
-            update = _dot(a, _read(w_h + deter * deter, k, unit * deter, within, of_units), update, PRECISION)
-            from_h = _dot(a, _read(w_h + 2 * deter * deter, k, unit * deter, within, of_units), from_h, PRECISION)
+    for first in range(0, hidden, INPUTS):
+        k = first + tl.arange(0, INPUTS)
+        within = k < hidden
+        a = _read(x, row * hidden, k, of_rows, within)
+        reset = _dot(a, _read(w_x, k, unit * hidden, within, of_units), reset, PRECISION)
+        update = _dot(a, _read(w_x + deter * hidden, k, unit * hidden, within, of_units), update, PRECISION)
+        from_x = _dot(a, _read(w_x + 2 * deter * hidden, k, unit * hidden, within, of_units), from_x, PRECISION)
+    for first in range(0, deter, INPUTS):
+        k = first + tl.arange(0, INPUTS)
+        within = k < deter
+        a = _read(h, row * h_stride, k, of_rows, within)
+        reset = _dot(a, _read(w_h, k, unit * deter, within, of_units), reset, PRECISION)
+        update = _dot(a, _read(w_h + deter * deter, k, unit * deter, within, of_units), update, PRECISION)
+        from_h = _dot(a, _read(w_h + 2 * deter * deter, k, unit * deter, within, of_units), from_h, PRECISION)
     bias = tl.load(b_x + unit, mask=of_units, other=0.0) + tl.load(b_h + unit, mask=of_units, other=0.0)
     r = tl.sigmoid(reset + bias[None, :])
     unit_z = deter + unit
@@ -244,18 +229,31 @@ def first_input(
 
 @triton.jit
 @no_type_check
-def summed_product(
-    inputs, w, bias, out, rows, steps: tl.constexpr, width: tl.constexpr, ROWS: tl.constexpr, WHOLE: tl.constexpr
+def rewards(
+    features, w_1, b_1, w_2, b_2, w_3, b_3, out, rows, width: tl.constexpr, hidden: tl.constexpr, ELU: tl.constexpr,
+    ROWS: tl.constexpr, UNITS: tl.constexpr, INPUTS: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out [rows] = sum over steps of (w inputs + bias), of inputs [steps, rows, width]."""
-    row, column = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64), tl.arange(0, WHOLE)
-    of_rows, within = row < rows, column < width
-    acc = tl.zeros([ROWS, WHOLE], tl.float32)
-    for step in range(steps):
-        acc += _read(inputs, (step * rows + row) * width, column, of_rows, within).to(tl.float32)
-    acc *= tl.load(w + column, mask=within, other=0.0).to(tl.float32)[None, :]
-    total = tl.sum(acc, axis=1) + steps * tl.load(bias).to(tl.float32)
-    tl.store(out + row, total, mask=of_rows)
+    """out [rows] = w_3 p_2 + b_3, p_2 = activation(w_2 p_1 + b_2), p_1 = activation(w_1 features + b_1), with features
+    [rows, width] and UNITS of p_2 at a time."""
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    unit = tl.arange(0, WHOLE)
+    of_rows, of_units = row < rows, unit < hidden
+    p = tl.zeros([ROWS, WHOLE], tl.float32)
+    for first in range(0, width, INPUTS):
+        k = first + tl.arange(0, INPUTS)
+        within = k < width
+        a = _read(features, row * width, k, of_rows, within)
+        p = _dot(a, _read(w_1, k, unit * width, within, of_units), p, PRECISION)
+    p = _activate(p + tl.load(b_1 + unit, mask=of_units, other=0.0)[None, :], ELU)
+    total = tl.zeros([ROWS], tl.float32)
+    for first in range(0, hidden, UNITS):
+        j = first + tl.arange(0, UNITS)
+        within = j < hidden
+        w = _read(w_2, unit, j * hidden, of_units, within)
+        y = _dot(p, w, tl.zeros([ROWS, UNITS], tl.float32), PRECISION)
+        y = _activate(y + tl.load(b_2 + j, mask=within, other=0.0)[None, :], ELU)
+        total += tl.sum(y * tl.load(w_3 + j, mask=within, other=0.0).to(tl.float32)[None, :], axis=1)
+    tl.store(out + row, total + tl.load(b_3), mask=of_rows)
 
 
 @triton.jit

@@ -36,112 +36,39 @@ Job = tuple[str, int, str, Tile]
 """Kernel, rows, type of products, tile."""
 
 
-# Rows, units (of next_deter), inputs, warps, stages, early: see `planet.fused.Tile`.
+# Rows, units, inputs, warps, stages, early: see `planet.fused.Tile`.
 
 
-def deter(*options: tuple[int, int, int, int, int, int]) -> list[Tile]:
-    return [Tile(r, u, i, w, s, bool(e)) for r, u, i, w, s, e in options]
-
-
-def stoch(*options: tuple[int, int, int, int, int]) -> list[Tile]:
-    return [Tile(r, 0, i, w, s, bool(e)) for r, i, w, s, e in options]
+def tiles(*options: tuple[int, int, int, int, int] | tuple[int, int, int, int, int, bool]) -> list[Tile]:
+    return [Tile(*option) for option in options]
 
 
 DETER = {
-    50: deter(
-        (16, 32, 32, 4, 3, 0),
-        (16, 32, 64, 4, 4, 0),
-        (16, 16, 64, 4, 5, 0),
-        (16, 16, 64, 4, 4, 1),
-        (16, 16, 64, 2, 4, 1),
-        (16, 16, 64, 4, 3, 1),
-        (16, 16, 32, 4, 4, 1),
-        (16, 16, 32, 2, 6, 1),
-        (16, 32, 64, 4, 3, 1),
-        (16, 32, 32, 4, 4, 1),
-        (16, 16, 128, 4, 3, 1),
-        (16, 16, 128, 4, 2, 1),
-        (16, 32, 64, 8, 3, 1),
-    ),
-    1000: deter(
-        (64, 32, 32, 4, 3, 0),
-        (16, 32, 64, 4, 3, 1),
-        (32, 32, 64, 4, 3, 0),
-        (32, 32, 64, 4, 3, 1),
-        (32, 16, 64, 4, 4, 1),
-        (64, 32, 64, 4, 3, 0),
-        (64, 32, 64, 4, 4, 0),
-        (64, 32, 64, 4, 3, 1),
-        (64, 16, 64, 4, 4, 1),
-        (64, 16, 64, 4, 4, 0),
-        (64, 64, 64, 4, 3, 0),
-        (128, 32, 64, 8, 3, 0),
-        (64, 32, 128, 4, 2, 1),
-    ),
-    10_000: deter(
-        (64, 32, 32, 4, 3, 0),
-        (64, 32, 64, 4, 3, 0),
-        (64, 64, 32, 4, 3, 0),
-        (64, 64, 64, 4, 3, 0),
-        (64, 64, 64, 8, 3, 0),
-        (64, 64, 64, 4, 3, 1),
-        (128, 32, 64, 8, 3, 0),
-        (128, 32, 64, 4, 3, 0),
-        (128, 64, 32, 8, 3, 0),
-        (128, 64, 32, 8, 4, 0),
-        (128, 64, 64, 8, 3, 0),
-        (128, 64, 64, 8, 3, 1),
-        (64, 128, 64, 8, 3, 0),
-        (128, 64, 128, 8, 2, 0),
-    ),
-}
+    50: tiles((16, 32, 32, 4, 3), (16, 32, 32, 4, 2), (16, 32, 32, 4, 4), (16, 32, 32, 2, 3), (16, 64, 32, 4, 3),
+              (16, 32, 16, 4, 4), (16, 32, 64, 4, 3), (16, 16, 32, 4, 3), (32, 32, 32, 4, 3)),
+    1000: tiles((64, 32, 32, 4, 3), (64, 32, 32, 4, 4), (64, 32, 32, 4, 2), (64, 16, 32, 4, 3), (64, 32, 32, 8, 3),
+                (128, 16, 32, 8, 3), (64, 64, 32, 4, 3), (64, 32, 64, 4, 3), (64, 32, 64, 4, 2), (64, 32, 64, 8, 3),
+                (64, 16, 64, 4, 3), (128, 16, 64, 8, 3)),
+    10_000: tiles((64, 32, 32, 4, 3), (64, 32, 32, 4, 4), (64, 32, 32, 8, 3), (64, 64, 32, 4, 3), (64, 64, 32, 8, 3),
+                  (128, 32, 32, 4, 3), (128, 32, 32, 8, 3), (128, 64, 32, 8, 2), (128, 64, 32, 8, 3),
+                  (128, 64, 16, 8, 4), (128, 64, 32, 16, 3), (64, 128, 32, 8, 3), (256, 32, 32, 8, 3),
+                  (256, 64, 32, 16, 3)),
+}  # fmt: skip
 STOCH = {
-    50: stoch(
-        (16, 32, 8, 2, 0),
-        (16, 32, 8, 4, 0),
-        (16, 32, 8, 5, 0),
-        (16, 64, 8, 3, 0),
-        (16, 64, 4, 3, 0),
-        (16, 64, 16, 3, 0),
-        (16, 64, 8, 2, 1),
-        (16, 32, 8, 4, 1),
-        (16, 32, 8, 3, 1),
-        (16, 32, 4, 4, 1),
-        (16, 32, 16, 4, 1),
-        (16, 128, 8, 2, 0),
-        (16, 16, 8, 8, 1),
-    ),
-    1000: stoch(
-        (16, 32, 8, 2, 0),
-        (16, 32, 8, 4, 0),
-        (16, 64, 8, 4, 0),
-        (16, 64, 8, 3, 0),
-        (16, 64, 8, 3, 1),
-        (16, 64, 4, 3, 1),
-        (16, 64, 16, 3, 1),
-        (16, 64, 8, 4, 1),
-        (16, 128, 8, 2, 1),
-        (16, 128, 8, 3, 1),
-        (16, 32, 8, 4, 1),
-        (16, 32, 4, 4, 1),
-        (32, 64, 8, 3, 0),
-        (32, 32, 8, 4, 0),
-    ),
-    10_000: stoch(
-        (64, 32, 8, 2, 0),
-        (64, 64, 8, 3, 0),
-        (64, 64, 4, 3, 0),
-        (64, 32, 8, 4, 0),
-        (64, 64, 8, 2, 0),
-        (64, 64, 8, 3, 1),
-        (128, 64, 8, 3, 0),
-        (128, 32, 8, 3, 0),
-        (32, 64, 8, 3, 1),
-        (32, 64, 4, 3, 0),
-        (32, 64, 8, 3, 0),
-        (128, 32, 16, 3, 0),
-    ),
-}
+    50: tiles((16, 0, 32, 8, 3, True), (16, 0, 32, 8, 2, True), (16, 0, 32, 8, 4, True), (16, 0, 32, 8, 4),
+              (16, 0, 64, 8, 2, True), (16, 0, 64, 4, 2, True), (16, 0, 16, 8, 4, True)),
+    1000: tiles((16, 0, 32, 8, 3), (16, 0, 32, 8, 4), (16, 0, 32, 8, 3, True), (16, 0, 32, 8, 4, True),
+                (16, 0, 32, 4, 3), (16, 0, 64, 8, 3), (16, 0, 64, 8, 2, True), (16, 0, 64, 8, 3, True)),
+    10_000: tiles((64, 0, 32, 8, 2), (64, 0, 32, 8, 3), (64, 0, 32, 4, 3), (64, 0, 32, 16, 3), (64, 0, 64, 8, 2),
+                  (64, 0, 64, 8, 3), (64, 0, 64, 4, 3), (64, 0, 64, 8, 3, True), (128, 0, 32, 8, 3),
+                  (128, 0, 64, 8, 3), (128, 0, 64, 16, 3), (16, 0, 64, 8, 3, True), (16, 0, 64, 4, 3, True),
+                  (16, 0, 32, 4, 3), (32, 0, 32, 4, 3), (32, 0, 64, 4, 3), (32, 0, 64, 8, 3, True)),
+}  # fmt: skip
+REWARDS = tiles(
+    (64, 32, 32, 4, 2), (64, 32, 32, 4, 3), (64, 64, 64, 4, 2), (64, 64, 64, 4, 3), (64, 64, 32, 8, 3),
+    (128, 32, 32, 8, 2), (128, 32, 32, 8, 3), (128, 64, 32, 8, 3), (128, 64, 64, 8, 2), (128, 64, 64, 8, 3),
+    (128, 128, 64, 8, 2),
+)  # fmt: skip
 TO_DETER = [
     Tile(16, u, 0, w, 1) for u, w in ((16, 8), (16, 16), (32, 4), (32, 8), (32, 16), (64, 8), (64, 16), (128, 8))
 ]
@@ -165,6 +92,7 @@ JOBS: list[Job] = [
       for tile in tiles),
     *(("next_stoch", rows, kind, tile) for rows, tiles in STOCH.items() for kind in (["tf32"] if rows == 50 else TYPES)
       for tile in tiles),
+    *(("rewards", 12 * rows, kind, tile) for rows in (1000, 10_000) for kind in TYPES for tile in REWARDS),
     *(("gradient_to_deter", 50, "tf32", tile) for tile in TO_DETER),
     *(("gradient_of_cell", 50, "tf32", tile) for tile in OF_CELL),
 ]  # fmt: skip
@@ -175,6 +103,13 @@ def setting(rows: int, kind: str) -> dict[str, Any]:
     """Memory as it lies in an update (50 rows) or in planning, and what the kernels should write."""
     torch.set_float32_matmul_precision("high")
     dtype, numbers, train = TYPES[kind], fused._numbers(DEVICE), rows == 50
+    if rows > 10_000:  # of all steps
+        w_1, w_2, w_3 = (numbers(*of, scale=of[1] ** -0.5).to(dtype) for of in ((X, WIDE), (X, X), (1, X)))
+        head, inputs = fused.Rewards(w_1, numbers(X), w_2, numbers(X), w_3, numbers(1), F.relu), numbers(rows, WIDE)
+        inputs = inputs.to(dtype)
+        p = F.relu(F.linear(F.relu(F.linear(inputs.float(), w_1.float(), head.b_1)), w_2.float(), head.b_2))
+        wanted = F.linear(p, w_3.float(), head.b_3)[:, 0]
+        return {"inputs": inputs, "head": head, "rewards": torch.empty(rows, device=DEVICE), "want_rewards": wanted}
     cell, head, w_stoch = fused._weights(numbers, (X, D, S))
     wide = numbers(X, 1224, scale=D**-0.5)
     if train:
@@ -222,8 +157,10 @@ def setting(rows: int, kind: str) -> dict[str, Any]:
 
 
 def launch(name: str, o: dict[str, Any], tile: Tile, overlap: bool = False) -> None:
-    tiles = Tiles(tile, tile, tile, tile, overlap)
-    if name == "next_deter":
+    tiles = Tiles(tile, tile, tile, tile, tile, overlap)
+    if name == "rewards":
+        fused.rewards(o["inputs"], o["head"], out=o["rewards"], tiles=tiles)
+    elif name == "next_deter":
         fused.next_deter(o["x"], o["h"], o["short"], out=o["out"], tiles=tiles, carry=o["carry"], save=o["save_deter"])
     elif name == "next_stoch":
         action = (None, None) if o["train"] else (o["action"], o["w_action"])
@@ -252,6 +189,7 @@ def launch(name: str, o: dict[str, Any], tile: Tile, overlap: bool = False) -> N
 def worst(name: str, o: dict[str, Any]) -> float:
     """The largest error, as a part of the largest number."""
     pairs = {
+        "rewards": [("rewards", "want_rewards")],
         "next_deter": [("out", "want_out")],
         "next_stoch": [("s", "want_s"), ("following", "want_x")],
         "gradient_to_deter": [("g_pair", "want_pair"), ("g_p", "want_p"), ("g_cell", "want_cell")],
@@ -313,19 +251,25 @@ def measure(file: TextIO) -> None:
         pool.terminate()
     say(f"{torch.cuda.get_device_name()}, compiled after {time.monotonic() - begin:.0f} s")
     found: dict[tuple[str, int, str], list[tuple[float, Tile]]] = {}
-    for name, rows, kind, tile in JOBS:
-        try:
-            o = setting(rows, kind)
-            launch(name, o, tile)
-            if not (error := worst(name, o)) < (0.02 if kind == "tf32" else 0.08):
-                raise ValueError(f"wrong by {error:.3f}")
-            time_of_one = microseconds(functools.partial(launch, name, o, tile))
-        except Exception as error:  # one that does not fit this card: the others are still of interest
-            print(f"{name} {rows} {kind} {tile}: {type(error).__name__} {str(error)[:150]}", file=file, flush=True)
-            torch.cuda.synchronize()
-            continue
-        found.setdefault((name, rows, kind), []).append((time_of_one, tile))
-        print(f"{name} {rows} {kind} {tile}: {time_of_one:.2f} us, error {error:.4f}", file=file, flush=True)
+    done = 0
+    while done < len(JOBS):  # a kernel that fails for good takes its process with it
+        mine, theirs = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("spawn").Process(target=time_each, args=(JOBS[done:], theirs))
+        process.start()
+        theirs.close()
+        before = done
+        with contextlib.suppress(EOFError):
+            while True:
+                told = mine.recv()
+                name, rows, kind, tile = JOBS[done]
+                print(f"{name} {rows} {kind} {tile}: {told}", file=file, flush=True)
+                if isinstance(told, float):
+                    found.setdefault((name, rows, kind), []).append((told, tile))
+                done += 1
+        process.join()
+        if done == before:
+            print(*JOBS[done], f"ended its process with {process.exitcode}", file=file, flush=True)
+            done += 1
     for (name, rows, kind), times in found.items():
         times.sort(key=lambda found: found[0])
         say(f"{name}, {rows} rows, {kind}: {len(times)} worked")
@@ -336,13 +280,29 @@ def measure(file: TextIO) -> None:
             say(step_of_an_update(pair, [found[name, 50, "tf32"][0][1] for name in pair]))
     for envs in (1, 10):
         for kind in TYPES:
-            best = [found.get((name, 1000 * envs, kind)) for name in ("next_deter", "next_stoch")]
-            if best[0] and best[1]:
-                say(whole_rollout(envs, kind, Tiles(best[0][0][1], best[1][0][1])))
+            of = (("next_deter", 1000 * envs), ("next_stoch", 1000 * envs), ("rewards", 12_000 * envs))
+            if all((*job, kind) in found for job in of):
+                deter, stoch, rewards = (found[*job, kind][0][1] for job in of)
+                say(whole_rollout(envs, kind, Tiles(deter, stoch, rewards=rewards)))
         if fused.refits(DEVICE, 1000):
             scores, noise = (torch.randn(envs, 1000, *of, device=DEVICE) for of in ((), (H, A)))
             refit = functools.partial(fused.refit, torch.rand_like(noise), scores, elites=100, min_std=0.0, noise=noise)
             say(f"refit of {envs}: {microseconds(refit):.2f} us")
+
+
+def time_each(jobs: list[Job], connection: Any) -> None:
+    """Tell of each job the microseconds, or what is wrong."""
+    for name, rows, kind, tile in jobs:
+        try:
+            o = setting(rows, kind)
+            launch(name, o, tile)
+            if not (error := worst(name, o)) < (0.02 if kind == "tf32" else 0.08):
+                raise ValueError(f"wrong by {error:.3f}")
+            told: float | str = microseconds(functools.partial(launch, name, o, tile))
+        except Exception as error:  # one that does not fit this card: the others are still of interest
+            told = f"{type(error).__name__} {str(error)[:150]}"
+        connection.send(told)
+        torch.cuda.synchronize()
 
 
 def step_of_an_update(pair: tuple[str, str], tiles: list[Tile]) -> str:

@@ -171,7 +171,7 @@ SHORT = {  # in bfloat16
     "next_deter": {"x", "h", "w_x", "w_h", "out"},
     "next_stoch": {"h", "w_deter", "w_out", "s", "w_stoch", "w_action", "x"},
     "first_input": {"w_action", "x"},
-    "summed_product": {"inputs", "w"},
+    "rewards": {"features", "w_1", "w_2", "w_3"},
 }
 
 def compiled(kernel, capability, tile, dtype, **constants):
@@ -196,7 +196,7 @@ def forward(tiles, dtype, save):  # save: in training
     tile = tiles.deter
     yield triton_kernels.next_deter, tile, SIZE | {
         "h_stride": stride, "before_stride": 200 if short or save else stride, "out_stride": stride, "CARRY": short,
-        "SAVE": save, "EARLY": tile.early, "ROWS": tile.rows, "UNITS": tile.units, "INPUTS": tile.inputs,
+        "SAVE": save, "ROWS": tile.rows, "UNITS": tile.units, "INPUTS": tile.inputs,
     }
     tile = tiles.stoch
     yield triton_kernels.next_stoch, tile, SIZE | WHOLE | {
@@ -206,6 +206,13 @@ def forward(tiles, dtype, save):  # save: in training
         "actions": 0 if save else 6, "ELU": False, "FIXED": False, "MEAN_ONLY": False, "SAVE": save, "NEXT": True,
         "EARLY": tile.early, "ROWS": tile.rows, "INPUTS": tile.inputs, "WHOLE_ACTIONS": 16,
     }
+
+    if not save:
+        tile = tiles.rewards
+        yield triton_kernels.rewards, tile, {
+            "width": 232, "hidden": 200, "ELU": False, "ROWS": tile.rows, "UNITS": tile.units, "INPUTS": tile.inputs,
+            "WHOLE": 256, "PRECISION": "tf32",
+        }
 
 def backward(tiles):
     tile = tiles.to_deter
@@ -222,8 +229,6 @@ def others():
     size = {"ROWS": 16, "hidden": 200, "actions": 6, "action_stride": 72, "w_action_stride": 6, "ELU": False}
     whole = {"WHOLE_HIDDEN": 256, "WHOLE_ACTIONS": 16, "PRECISION": "tf32"}
     yield triton_kernels.first_input, fused.Tile(16, 0, 0, 4, 1), size | whole
-    constants = {"steps": 12, "width": 200, "ROWS": 8, "WHOLE": 256}
-    yield triton_kernels.summed_product, fused.Tile(8, 0, 0, 4, 1), constants
     for candidates, columns in ((1024, 8), (4096, 2)):
         yield triton_kernels.best, fused.Tile(32, 0, 0, 8, 1), {"ROWS": 32, "WHOLE": candidates}
         constants = {"width": 72, "NEXT": True, "COLUMNS": columns, "WHOLE": candidates}
