@@ -35,6 +35,8 @@ class AgentState:
     """The last plan's mean, for `planner.warm_start`."""
     generators: Sequence[torch.Generator]
     """One per environment: what an environment draws does not depend on how many run beside it."""
+    drawn: tuple[UInt8[Tensor, "env byte"], Float[Tensor, "env number"]] | None = None
+    """On a GPU, the random numbers of the next decision: drawn while the GPU works at the one before."""
 
 
 ALIGNED = 16
@@ -47,14 +49,14 @@ class NonFiniteAction(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class _Memory:
-    """What a decision on a GPU is made from; used again when that decision has been waited for."""
+    """What goes to a GPU and comes back, pinned on this side; used again when that decision has been waited for."""
 
-    host_frames: UInt8[Tensor, "env 64 64 3"]
-    """Pinned, and in the order of the noise that is added."""
-    frames: UInt8[Tensor, "env 64 64 3"]
-    words: Int[Tensor, "env word"]
-    normal: Float[Tensor, "env number"]
+    frames: UInt8[Tensor, "env 3 64 64"]
+    action: Float[Tensor, "env action"]
+    undefined: Int[Tensor, "iteration env"]
     no_plan: Float[Tensor, "env horizon action"]
+    """On the device."""
+    decided: torch.cuda.Event
 
 
 class Agent:
@@ -100,31 +102,37 @@ class Agent:
                 noise = torch.stack(each)
             action = action + action_noise * noise
         action = action.clamp(-1, 1)
-        executed = action.cpu().numpy()
-        if undefined is not None:  # looked at no earlier: the first look waits for the device
-            cem.check_defined(undefined.cpu(), self.planner.candidates)
+        drawn = None
+        if undefined is not None and self.device.type == "cuda":
+            memory = self._memory_of(len(obs))
+            action_here = memory.action.copy_(action, non_blocking=True)
+            undefined = memory.undefined.copy_(undefined, non_blocking=True)
+            memory.decided.record()
+            drawn = self._draw(state.generators)
+            memory.decided.synchronize()
+            executed = action_here.numpy().copy()
+        else:
+            executed = action.numpy()
+        if undefined is not None:
+            cem.check_defined(undefined, self.planner.candidates)
         if not np.isfinite(executed).all():
             raise NonFiniteAction(f"the planner returned the action {executed.tolist()}")
-        return executed, dataclasses.replace(state, belief=belief, action=action, plan=plan)
+        return executed, dataclasses.replace(state, belief=belief, action=action, plan=plan, drawn=drawn)
 
     def _upload(self, obs: UInt8[np.ndarray, "env 3 64 64"]) -> UInt8[Tensor, "env 3 64 64"]:
         frames = torch.from_numpy(obs)
         if self.device.type != "cuda":
             return frames.to(self.device)
-        memory = self._memory_of(len(obs))
-        memory.host_frames.copy_(frames.movedim(1, -1))
-        return memory.frames.copy_(memory.host_frames, non_blocking=True).movedim(-1, 1)
+        return self._memory_of(len(obs)).frames.copy_(frames).to(self.device, non_blocking=True)
 
     def _memory_of(self, envs: int) -> _Memory:
         if envs not in self._memory:
-            device, size = self.device, (envs, 64, 64, 3)
-            numbers = sum(map(math.prod, self._parts())) + self.action_size
             self._memory[envs] = _Memory(
-                torch.empty(size, dtype=torch.uint8).pin_memory(),
-                torch.empty(size, dtype=torch.uint8, device=device),
-                torch.empty(envs, 64 * 64 * 3 // 8, dtype=torch.int64, device=device),
-                torch.empty(envs, numbers + -numbers % ALIGNED, device=device),
-                torch.zeros(envs, self.planner.horizon, self.action_size, device=device),
+                torch.empty(envs, 3, 64, 64, dtype=torch.uint8).pin_memory(),
+                torch.empty(envs, self.action_size).pin_memory(),
+                torch.empty(self.planner.iterations, envs, dtype=torch.int64).pin_memory(),
+                torch.zeros(envs, self.planner.horizon, self.action_size, device=self.device),
+                torch.cuda.Event(),
             )
         return self._memory[envs]
 
@@ -178,7 +186,7 @@ class Agent:
 
     def decision_inputs(self, state: AgentState, frames: Tensor) -> tuple[Tensor, ...]:
         """Return the arguments of `decide`: the state, the pictures and all random numbers."""
-        bytes_, normal = self._draw(state.generators)
+        bytes_, normal = state.drawn or self._draw(state.generators)
         start = self._warm_start(state.plan)
         if start is None:
             start = (
@@ -198,11 +206,13 @@ class Agent:
         of exploration with them.
         """
         if self.device.type == "cuda":
-            memory = self._memory_of(len(generators))
-            for words, normal, generator in zip(memory.words, memory.normal, generators, strict=True):
-                words.random_(-(2**63), None, generator=generator)
-                normal.normal_(generator=generator)
-            return memory.words.view(torch.uint8), memory.normal
+            envs, numbers = len(generators), sum(map(math.prod, self._parts())) + self.action_size
+            words = torch.empty(envs, 64 * 64 * 3 // 8, dtype=torch.int64, device=self.device)
+            normal = torch.empty(envs, numbers + -numbers % ALIGNED, device=self.device)
+            for of_words, of_normal, generator in zip(words.unbind(), normal.unbind(), generators, strict=True):
+                of_words.random_(-(2**63), None, generator=generator)
+                of_normal.normal_(generator=generator)
+            return words.view(torch.uint8), normal
         planner = self.planner
         bytes_, posterior = self.world_model.draw_filter_noise(generators)
         _, of_candidates, _ = self._parts()
@@ -232,6 +242,7 @@ class Agent:
         sizes = [math.prod(part) for part in parts]
         *each, others = normal.split([*sizes, normal.shape[1] - sum(sizes)], dim=1)
         return_noise, action_noise, noise = (x.unflatten(1, part) for x, part in zip(each, parts, strict=True))
+        frames = frames.contiguous(memory_format=torch.channels_last)  # the order of the noise that is added
         image_noise = bytes_.unflatten(1, (*frames.shape[2:], frames.shape[1])).movedim(-1, 1)
         with self._autocast():
             belief = self.world_model.filter_given_noise(

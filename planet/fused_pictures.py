@@ -55,9 +55,10 @@ def _works(device: torch.device) -> bool:
 def _try(device: torch.device) -> None:
     """Raise an error unless the kernels agree with torch on a few pictures, gradients included."""
 
+    draw = fused._numbers(device)
+
     def numbers(*shape: int, scale: float = 1.0) -> Tensor:
-        count = int(torch.Size(shape).numel())
-        x = (torch.arange(count, device=device, dtype=torch.float32) * 1.618).sin().view(shape) * scale
+        x = draw(*shape, scale=scale)
         return x.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else x
 
     def compare(ours: Any, torchs: Any, *given: Tensor) -> None:
@@ -66,7 +67,8 @@ def _try(device: torch.device) -> None:
             leaves = [x.clone().requires_grad_(i > 0 or function is not first) for i, x in enumerate(given)]
             y = function(*leaves)
             wanted = [x for i, x in enumerate(leaves) if i > 0 or given[0].shape[1] != 3]
-            results += [y.detach(), *torch.autograd.grad(y, wanted, numbers(*y.shape).to(y.dtype))]
+            up = _last(fused._numbers(device)(*y.shape))
+            results += [y.detach(), *torch.autograd.grad(y, wanted, up)]
         for a, b in zip(found, expected, strict=True):  # as a whole: a few that are near 0 lie on ReLU's other side
             if not (apart := float((a - b).norm() / b.norm())) < 0.05:
                 raise ValueError(f"{getattr(ours, '__name__', ours)} is off by {apart:.2g}")

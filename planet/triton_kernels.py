@@ -19,7 +19,6 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 from triton import knobs
-from triton.language.extra import cuda
 
 INTERPRETED: tl.constexpr = tl.constexpr(knobs.runtime.interpret)
 
@@ -61,21 +60,11 @@ def _dot(a, w, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _wait(OVERLAP: tl.constexpr):
-    """OVERLAP: begin while the kernel before is ending, and wait here for all that it writes. Only matrices are read
-    earlier. The kernel after may begin when this one has come past here, so that it finds what was written earlier."""
-    if OVERLAP:
-        cuda.gdc_wait()
-        cuda.gdc_launch_dependents()
-
-
-@triton.jit
-@no_type_check
 def next_deter(
     x, h, before, w_x, w_h, b_x, b_h, out, carried, gates, new, new_h, rows,
     h_stride: tl.constexpr, before_stride: tl.constexpr, out_stride: tl.constexpr,
     hidden: tl.constexpr, deter: tl.constexpr, CARRY: tl.constexpr, SAVE: tl.constexpr,
-    ROWS: tl.constexpr, UNITS: tl.constexpr, INPUTS: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+    ROWS: tl.constexpr, UNITS: tl.constexpr, INPUTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A GRU's next h [rows, deter] for its input x [rows, hidden]. `h` is what products take, `before` the same h as
     float32 (it may be the same memory).
@@ -88,7 +77,6 @@ def next_deter(
     of_rows, of_units = row < rows, unit < deter
     reset = tl.zeros([ROWS, UNITS], tl.float32)
     update, from_x, from_h = reset, reset, reset
-    _wait(OVERLAP)
     for first in range(0, hidden, INPUTS):
         k = first + tl.arange(0, INPUTS)
         within = k < hidden
@@ -133,7 +121,7 @@ def next_stoch(
     hidden: tl.constexpr, deter: tl.constexpr, stoch: tl.constexpr, actions: tl.constexpr,
     ELU: tl.constexpr, FIXED: tl.constexpr, MEAN_ONLY: tl.constexpr, SAVE: tl.constexpr, NEXT: tl.constexpr,
     EARLY: tl.constexpr, ROWS: tl.constexpr, INPUTS: tl.constexpr, WHOLE_HIDDEN: tl.constexpr,
-    WHOLE_STOCH: tl.constexpr, WHOLE_ACTIONS: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+    WHOLE_STOCH: tl.constexpr, WHOLE_ACTIONS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """From h [rows, deter] to a sample s [rows, stoch]:
 
@@ -154,7 +142,6 @@ def next_stoch(
         w_raw = _read(w_out + stoch * hidden, unit, i * hidden, of_units, of_stoch)
         if NEXT:
             w_s = _read(w_stoch, i, unit * w_stoch_stride, of_stoch, of_units)
-    _wait(OVERLAP)
     acc = _read(known, row * known_stride, unit, of_rows, of_units)
     for first in range(0, deter, INPUTS):
         k = first + tl.arange(0, INPUTS)
@@ -309,7 +296,7 @@ def gradient_to_deter(
     w_stoch_stride: tl.constexpr, w_deter_stride: tl.constexpr,
     hidden: tl.constexpr, deter: tl.constexpr, stoch: tl.constexpr, LATER: tl.constexpr,
     ROWS: tl.constexpr, UNITS: tl.constexpr, WHOLE_HIDDEN: tl.constexpr, WHOLE_STOCH: tl.constexpr,
-    PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`next_stoch` backwards, and through the nonlinear functions of the GRU.
 
@@ -330,7 +317,6 @@ def gradient_to_deter(
     w_d = _read(w_deter, k * w_deter_stride, unit, of_hidden, of_units)
     if LATER:
         w_s = _read(w_stoch, k * w_stoch_stride, i, of_hidden, of_stoch)
-    _wait(OVERLAP)
     if LATER:
         g_x = _read(g_x_later, row * hidden, k, of_rows, of_hidden)
         to_mean, to_raw = _read(slope_s, at, i, of_rows, of_stoch), _read(slope_s, at, stoch + i, of_rows, of_stoch)
@@ -380,7 +366,7 @@ def _product(a, w, row, unit, of_rows, of_units, inputs: tl.constexpr, a_stride:
 @no_type_check
 def gradient_of_cell(
     g_cell, w_x, w_h, slope_x, g_x, g_h, rows, hidden: tl.constexpr, deter: tl.constexpr,
-    ROWS: tl.constexpr, UNITS: tl.constexpr, INPUTS: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+    ROWS: tl.constexpr, UNITS: tl.constexpr, INPUTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The GRU's products backwards, of g_cell [rows, 5 * deter] = (x to new, reset, update, h to new, h itself):
 
@@ -391,7 +377,6 @@ def gradient_of_cell(
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     unit = tl.program_id(1) * UNITS + tl.arange(0, UNITS)
     of_rows = row < rows
-    _wait(OVERLAP)
     if tl.program_id(2) == 0:
         within = unit < hidden
         acc = _product(

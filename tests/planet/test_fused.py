@@ -187,7 +187,7 @@ def compiled(kernel, capability, tile, dtype, **constants):
         source, target=GPUTarget("cuda", capability, 32), options={"num_warps": tile.warps, "num_stages": tile.stages}
     )
 
-SIZE = {"hidden": 200, "deter": 200, "PRECISION": "tf32", "OVERLAP": False}
+SIZE = {"hidden": 200, "deter": 200, "PRECISION": "tf32"}
 WHOLE = {"WHOLE_HIDDEN": 256, "WHOLE_STOCH": 32}
 
 def forward(tiles, dtype, save):  # save: in training
