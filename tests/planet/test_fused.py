@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from planet import fused
+from planet import fused, fused_pictures
 from planet.fused import Tiles
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -264,6 +264,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tiles]]:
     """Tiles that were tried, on a device that a test may speak of without having it."""
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     tried: list[Tiles] = []
     monkeypatch.setattr(fused, "_try", lambda device, sizes, tiles, dtype: tried.append(tiles))
     fused._works.cache_clear()
@@ -296,6 +297,32 @@ def test_a_gpu_without_tf32_keeps_torch_s_operations(tried: list[Tiles], monkeyp
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
 
     assert fused.tiles_for(DEVICE, SIZES, 1000) is None and not tried
+
+
+def test_a_switch_keeps_torch_s_operations(tried: list[Tiles], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANET_TRITON", "0")
+
+    assert fused.tiles_for(DEVICE, SIZES, 1000) is None and not tried
+    assert not fused.refits(DEVICE, 1000) and not fused_pictures.usable(DEVICE)
+
+
+def test_kernels_that_spoil_the_device_end_in_what_to_do(tried: list[Tiles], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an illegal access nothing runs in that process any more, so there is nothing to go on with."""
+
+    def spoil(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nSearch for")
+
+    monkeypatch.setattr(fused, "_try", spoil)
+    monkeypatch.setattr(torch.cuda, "synchronize", spoil)
+    with pytest.raises(RuntimeError, match=r"broke cuda:5 .*\(CUDA error: .* encountered\); start again with PLANET_T"):
+        fused.tiles_for(DEVICE, SIZES, 1000)
+
+
+def test_tiles_of_many_rows_have_no_more_warps_than_sixteens_of_rows() -> None:
+    """With 64 rows and 8 warps Triton 3.6 writes beyond a program's shared memory."""
+    for table in fused.TABLE.values():
+        for _, choices in table:
+            assert all(t.stoch.warps <= t.stoch.rows / 16 for t in choices if t.stoch.rows >= 64), choices
 
 
 def test_where_large_tiles_do_not_fit_smaller_ones_are_taken(
