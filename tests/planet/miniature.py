@@ -1,4 +1,4 @@
-"""One small run that must learn, and ways to break it: `python tests/planet/miniature.py [--seed K] [--broken NAME]`.
+"""One small run that must learn, and ways to break it: `tests/planet/miniature.py [--seed K] [--broken NAME] [--device D]`.
 
 The task is dm_control's cart with its pole, from pixels, with two changes: the cart starts anywhere on the rail and its
 joint brakes; the reward is for being near the middle. It is learnt in a few hundred updates, and only by an agent that
@@ -79,9 +79,10 @@ class Cart(DMControlEnv):
         return Step(step.obs, self.action_repeat * float(np.exp(-abs(place) / 0.5)), step.last)
 
 
-def run(path: Path, seed: int) -> dict[str, list[float]]:
+def run(path: Path, seed: int, device: str) -> dict[str, list[float]]:
     """Train one agent in the run directory `path`; return its last evaluation and random episodes beside it."""
-    config = presets.resolve(TASK, preset="quick", changes=CHANGES, seed=seed)
+    there = {"runtime.device": device} | ({} if device == "cpu" else {"runtime.precision": "auto"})
+    config = presets.resolve(TASK, preset="quick", changes=CHANGES | there, seed=seed)
     run_dir = RunDir.create(path, config, preset="quick", variant="miniature")
     assert train.train(path, make_env=Cart) == 0
     rows, _ = read_jsonl(run_dir.episodes_jsonl)
@@ -168,11 +169,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--broken", choices=sorted(BROKEN))
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     if arguments.broken:
         BROKEN[arguments.broken]()
     with tempfile.TemporaryDirectory() as folder:
-        result = run(Path(folder) / "seed", arguments.seed)
+        result = run(Path(folder) / "seed", arguments.seed, arguments.device)
     gain = float(np.mean(result["acted"]) - np.mean(result["random"]))
     print(json.dumps({"gain": gain, **result}))
     return 0
