@@ -1,4 +1,4 @@
-"""One small run that must learn, and ways to break it: `tests/planet/miniature.py [--seed K] [--broken NAME] [--device D]`.
+"""One small run that must learn, and ways to break it: `miniature.py [--seed K] [--broken NAME] [--device D]`.
 
 The task is dm_control's cart with its pole, from pixels, with two changes: the cart starts anywhere on the rail and its
 joint brakes; the reward is for being near the middle. It is learnt in a few hundred updates, and only by an agent that
