@@ -57,11 +57,11 @@ OLDER_CPU_CORE = dataclasses.replace(
 """One core without these, where `runtime.precision=auto` is float32. Measured with the quick preset on an AMD EPYC with
 AVX2, both cores busy: an update took 0.21 s, a decision 0.049 s."""
 GPU = Hardware(
-    name="GPU", unit="GPU", update_step_seconds=0.00004, plan_step_seconds=0.000027, update_rate=15e12,
-    short_update_rate=24e12, plan_rate=35e12, picture_seconds=0.0015,
+    name="GPU", unit="GPU", update_step_seconds=0.00004, plan_step_seconds=0.000016, update_rate=15e12,
+    short_update_rate=24e12, plan_rate=46e12, picture_seconds=0.0015,
 )  # fmt: skip
-"""An NVIDIA H200 with pictures drawn by it, as first measured (results/speed/gpu.csv): at the paper's size an update
-took 14.4 ms in bfloat16 and 21.8 in float32, a decision 4.5 ms, one for ten episodes 16.4."""
+"""An NVIDIA H200 with pictures drawn by it (results/speed/gpu.csv): at the paper's size an update
+took 14.4 ms in bfloat16 and 21.8 in float32, a decision 2.9 ms, one for ten episodes 11.5."""
 
 
 def core() -> Hardware:

@@ -95,7 +95,12 @@ def measure(task: Task, config: Config, device: torch.device, precision: str, *,
     def decide(n: int) -> float:
         frames = rng.integers(256, size=(n, 3, 64, 64), dtype=np.uint8)
         state = agent.start([torch.Generator(device).manual_seed(k) for k in range(n)])
-        return median_seconds(lambda: agent.act(state, frames, action_noise=0.3), device, budget=budget, warmup=warmup)
+
+        def act() -> None:
+            nonlocal state
+            _, state = agent.act(state, frames, action_noise=0.3)
+
+        return median_seconds(act, device, budget=budget, warmup=warmup)
 
     decision, decision_all = decide(1), decide(schedule.eval_episodes)
     env.reset(0)

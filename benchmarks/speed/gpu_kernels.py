@@ -5,7 +5,6 @@ Prints milliseconds as a program sees them, those of the recorded graph alone, a
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
 from collections.abc import Callable
@@ -71,7 +70,12 @@ def main() -> int:
     for envs in (1, 10):
         agent = Agent(model_of(config).to(device), config.planner, action_size=ACTIONS, precision="bfloat16")
         state = agent.start([torch.Generator(device).manual_seed(n) for n in range(envs)])
-        act = functools.partial(agent.act, state, np.zeros((envs, 3, 64, 64), np.uint8), action_noise=0.3)
+        frames = np.zeros((envs, 3, 64, 64), np.uint8)
+
+        def act(agent: Agent = agent, frames: np.ndarray = frames) -> None:
+            nonlocal state
+            _, state = agent.act(state, frames, action_noise=0.3)
+
         print_kernels(f"decision of {envs}", act)
     print(f"\nat most {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of tensors")
     return 0

@@ -1,5 +1,5 @@
-"""The update and the decision of the paper's size on a GPU. Limits: those of an NVIDIA H200; on others, and without the
-fused kernels, times are only noted.
+"""The update and the decision of the paper's size on a GPU. Limits: those of an NVIDIA H200 with bfloat16 products; on
+others, with TF32, and without the fused kernels, times are only noted.
 
 pytest benchmarks/speed/test_gpu.py --benchmark-only -o addopts=
 """
@@ -39,7 +39,7 @@ def kernels(request: pytest.FixtureRequest, benchmark: Any, monkeypatch: pytest.
         pytest.skip("Triton cannot compile here")
 
 
-def measure(benchmark: Any, what: str, action: Any) -> None:
+def measure(benchmark: Any, what: str, action: Any, precision: str = "") -> None:
     def and_wait() -> None:
         action()
         torch.cuda.synchronize()
@@ -49,7 +49,8 @@ def measure(benchmark: Any, what: str, action: Any) -> None:
         return
     milliseconds, name = 1000 * benchmark.stats.stats.median, torch.cuda.get_device_name()
     benchmark.extra_info |= {"gpu": name, "milliseconds": round(milliseconds, 2)}
-    if what in MILLISECONDS_AT_MOST and "H200" in name and benchmark.extra_info["kernels"] == "fused":
+    best = precision == "bfloat16" and benchmark.extra_info["kernels"] == "fused"
+    if what in MILLISECONDS_AT_MOST and "H200" in name and best:
         assert milliseconds <= MILLISECONDS_AT_MOST[what], f"{what}: {milliseconds:.1f} ms"
 
 
@@ -61,7 +62,7 @@ def test_update_on_a_gpu(benchmark: Any, precision: str) -> None:
     batch, generator = batch_of(config), torch.Generator(device).manual_seed(0)
     there = DeviceBatch(*(torch.from_numpy(x).to(device) for x in (batch.obs, batch.action, batch.reward)))
 
-    measure(benchmark, "update", lambda: learner.update(there, generator))
+    measure(benchmark, "update", lambda: learner.update(there, generator), precision)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -73,7 +74,11 @@ def test_decision_on_a_gpu(benchmark: Any, envs: int, precision: str) -> None:
     state = agent.start([torch.Generator(device).manual_seed(n) for n in range(envs)])
     frames = np.zeros((envs, 3, 64, 64), np.uint8)
 
-    measure(benchmark, f"decision of {envs}", lambda: agent.act(state, frames, action_noise=0.3))
+    def act() -> None:
+        nonlocal state
+        _, state = agent.act(state, frames, action_noise=0.3)
+
+    measure(benchmark, f"decision of {envs}", act, precision)
 
 
 TILES = [
