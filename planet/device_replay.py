@@ -5,6 +5,7 @@ The same chunks as `planet.replay.Replay` gives for the same random numbers.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +63,12 @@ def make_replay(device: torch.device, *, frames: int, episodes: int, action_size
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        if memory_bytes(frames, action_size) + WORKING_MEMORY <= free:
+        needed = memory_bytes(frames, action_size) + WORKING_MEMORY
+        if needed <= free:
             return DeviceReplay(device, frames=frames, episodes=episodes, action_size=action_size)
+        warnings.warn(
+            f"{device} has {free / 2**30:.1f} GiB free and the replay beside its work needs {needed / 2**30:.1f}: it "
+            "stays in the machine's memory, and each batch is copied",
+            stacklevel=2,
+        )
     return Replay(frames=frames, episodes=episodes, action_size=action_size)

@@ -104,6 +104,10 @@ class RemoteEnv:
                 self._worker.close()
 
 
+PATIENCE = 300.0
+"""Seconds to wait for an answer: a busy machine takes tens to load everything and to draw the first picture."""
+
+
 class Worker:
     """A process and the pipe to it. Requests are numbered, so that an answer nobody waited for is passed over."""
 
@@ -138,6 +142,8 @@ class Worker:
         """Wait for the answer to a request, or raise what was raised in the process."""
         while True:
             try:
+                if not self._pipe.poll(PATIENCE):
+                    raise self._death()
                 answered, failed, answer = self._pipe.recv()
             except (EOFError, OSError):
                 raise self._death() from None
@@ -161,7 +167,7 @@ class Worker:
         try:
             code = self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            return RuntimeError(f"{self._name} does not answer")
+            return RuntimeError(f"{self._name} does not answer (process {self._process.pid}); what does it wait for?")
         reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return RuntimeError(f"{self._name} ended ({reason}); out of memory, or killed from outside?")
 

@@ -17,6 +17,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -497,7 +498,9 @@ def _train(
 ) -> int:
     trainer: Trainer | None = None
     total = config.schedule.seed_episodes + config.schedule.train_episodes
-    with Display(run_dir.log, title=str(run_dir.path), total=total) as display:
+    with Display(run_dir.log, title=str(run_dir.path), total=total) as display, warnings.catch_warnings():
+        # That something is done the slow way belongs into the log, too.
+        warnings.showwarning = lambda message, *_: display.line(f"warning: {message}")
         try:
             recorder.write_status(state="running", error=None, traceback=None)
             backend = gl.choose_backend()

@@ -152,6 +152,9 @@ class Pool:
             return Ended(path, "stopped", "stopped; everything is saved")
         if code == EXIT_HELD:
             return Ended(path, "held", last_line(run.output, worker.output_start) or "held by another process")
+        status = run.status()
+        if status is not None and status["state"] == "failed" and status["pid"] == worker.process.pid:
+            return Ended(path, "failed", str(status.get("error")))
         if code < 0:
             name = signal.Signals(-code).name
             if self.stopping:
@@ -165,9 +168,6 @@ class Pool:
                 return None
             cause = " (out of memory?)" if -code == signal.SIGKILL else ""
             return self._failed(run, f"killed by {name} {deaths.count} times without a new checkpoint{cause}", worker)
-        status = run.status()
-        if status is not None and status["state"] == "failed" and status["pid"] == worker.process.pid:
-            return Ended(path, "failed", str(status.get("error")))
         if lost := run.lost_checkpoint():  # refused; its files stay as they are
             return Ended(path, "failed", lost)
         return self._failed(run, last_line(run.output, worker.output_start) or f"exit code {code}, no output", worker)

@@ -3,6 +3,7 @@
 `python fake_train.py RUN_DIR`. A file `behave` in the directory says what shall go wrong.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -39,7 +40,9 @@ def main(path: Path) -> int:
         )
         for episode in range(first, EPISODES):
             recorder.write_status(state="running", episode=episode, episodes_total=EPISODES, error=None, traceback=None)
-            if behave == "fail" and episode == 2:
+            if behave in ("fail", "fail_and_abort") and episode == 2:
+                if behave == "fail_and_abort":  # as a CUDA context that an illegal access has spoilt
+                    atexit.register(os.abort)
                 recorder.write_status(state="failed", error="ValueError: loss became NaN", traceback="Traceback ...")
                 return EXIT_FAILED
             if behave == "die" and episode == 2 and not (path / "died").exists():

@@ -66,6 +66,14 @@ def test_a_failure_stays_with_its_run_and_keeps_its_words(tmp_path):
     assert status["error"] == "ImportError: no module named dm_control" and "Traceback" in status["traceback"]
 
 
+def test_a_failed_run_whose_process_aborts_at_its_exit_is_not_started_again(tmp_path):
+    run = make(tmp_path, "r", "fail_and_abort")
+    ended = run_all([run.path])
+
+    assert (ended["r"].outcome, ended["r"].message) == ("failed", "ValueError: loss became NaN")
+    assert run.output.read_text().count("from 0") == 1
+
+
 def test_a_worker_killed_once_is_started_again_and_resumes(tmp_path):
     run = make(tmp_path, "r", "die")
     ended = run_all([run.path])

@@ -65,4 +65,5 @@ def test_it_is_used_where_a_gpu_has_room_for_it_and_the_work(monkeypatch: pytest
     assert isinstance(fits, DeviceReplay) and vars(fits) == {"given": "cuda:1"}
     assert isinstance(make_replay(CPU, **ROOM), Replay)
     free -= 1
-    assert isinstance(make_replay(torch.device("cuda:1"), **ROOM), Replay)
+    with pytest.warns(UserWarning, match="cuda:1 has 8.0 GiB free .* stays in the machine's memory"):
+        assert isinstance(make_replay(torch.device("cuda:1"), **ROOM), Replay)

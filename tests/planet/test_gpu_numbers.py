@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed import plain
-from planet import cem, fused, hardware
+from planet import cem, fused, fused_pictures, hardware
 from planet.config import ObjectiveConfig
 from planet.presets import resolve
 from planet.transition import State
@@ -142,6 +142,44 @@ def test_tf32_plans_nearly_the_same() -> None:
     found, expected = plans(iterations=1)
 
     assert (found - expected).abs().mean() < 0.02
+
+
+@pytest.mark.usefixtures("as_in_a_run")
+@pytest.mark.parametrize("autocast", [False, True], ids=["TF32", "bfloat16"])
+def test_kernels_give_torch_s_numbers_at_the_sizes_of_a_run(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a kernel's loops go round many times, and plans of ten environments take other tiles."""
+    model, size = build()[1], 50
+    g = torch.Generator(DEVICE).manual_seed(1)
+    obs = torch.randint(256, (size, size, 64, 64, 3), generator=g, device=DEVICE, dtype=torch.uint8).movedim(-1, 2)
+    action = torch.rand(size, size, ACTIONS, generator=g, device=DEVICE) * 2 - 1
+    reward, noise = torch.randn(size, size, generator=g, device=DEVICE), model.draw_noise(size, size, g)
+    gradients: list[dict[str, Tensor]] = []
+    for kernels in ("1", "0"):
+        monkeypatch.setenv(fused.SWITCH, kernels)
+        assert fused_pictures.usable(DEVICE) is (kernels == "1")
+        model.zero_grad(set_to_none=True)
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=autocast):
+            loss, _ = model.loss_given_noise(obs, action, reward, noise)
+        loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    apart = {
+        name: float((g - gradients[1][name]).norm() / gradients[1][name].norm()) for name, g in gradients[0].items()
+    }
+    assert max(apart.values()) < (0.1 if autocast else 0.03), apart
+
+    for envs in (1, 10):
+        s, mean, std = torch.rand(3, envs, model.transition.stoch_size, generator=g, device=DEVICE)
+        h = torch.rand(envs, model.transition.deter_size, generator=g, device=DEVICE) * 2 - 1
+        actions = torch.rand(envs, 1000, HORIZON, ACTIONS, generator=g, device=DEVICE) * 2 - 1
+        of_returns = torch.randn(1, envs, HORIZON, 1000, model.transition.stoch_size, generator=g, device=DEVICE)
+        returns: list[Tensor] = []
+        for kernels in ("1", "0"):
+            monkeypatch.setenv(fused.SWITCH, kernels)
+            with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=autocast):
+                returns.append(model.return_predictor_given_noise(State(h, s, mean, std), of_returns)(actions).float())
+        largest = float((returns[0] - returns[1]).abs().max() / returns[1].std())  # a wrong row shows
+        assert largest < (0.5 if autocast else 0.1), (envs, largest)
 
 
 @pytest.mark.parametrize("candidates", [20, 500, 1000, fused.AT_MOST])

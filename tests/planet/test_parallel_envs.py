@@ -114,6 +114,18 @@ def test_a_killed_process_is_named() -> None:
             envs[1].step(np.zeros(1, np.float32))
 
 
+def test_a_process_that_hangs_is_named_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from planet import parallel_envs as module
+
+    with pool(CARTPOLE, 1) as envs:
+        envs[0].reset(0)
+        monkeypatch.setattr(module, "PATIENCE", 0.2)
+        os.kill(processes(envs)[0], signal.SIGSTOP)
+        with pytest.raises(RuntimeError, match=r"environment process 0 does not answer \(process \d+\)"):
+            envs[0].step(np.zeros(1, np.float32))
+        os.kill(processes(envs)[0], signal.SIGCONT)
+
+
 @pytest.mark.slow
 def test_signals_meant_for_the_run_do_not_end_its_simulators() -> None:
     with pool(CARTPOLE, 1) as envs:

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,16 @@ def test_a_run_begun_in_bfloat16_warns_where_that_is_emulated(tmp_path, monkeypa
     assert train(run.path, make_env=lambda task, config: CountingEnv(action_size=1, agent_steps=10)) == 0
     warned = "bfloat16, which is only emulated here" in run.log.read_text()
     assert warned is not has_bfloat16
+
+
+def test_a_warning_is_a_line_of_the_log(tmp_path, monkeypatch):
+    """As of kernels that do not run here, or a replay that finds no room on the GPU."""
+    run = create(tmp_path / "seed_0", tiny(**{"schedule.updates": 1, "schedule.train_episodes": 1}))
+    monkeypatch.setattr(planet_train.hardware, "use", lambda device: warnings.warn("the slow way", stacklevel=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert train(run.path, make_env=lambda task, config: CountingEnv(action_size=1, agent_steps=10)) == 0
+    assert " warning: the slow way\n" in run.log.read_text()
 
 
 @pytest.mark.parametrize("then", ["go on", "fail"])
