@@ -9,7 +9,9 @@ Frames in, frames out; draws nothing.
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
+from scipy.stats import mannwhitneyu
 
 from analysis import published
 from analysis.runs import sort_tasks
@@ -111,6 +113,28 @@ def verdict_counts(frame: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+TOLD_APART = 0.05
+"""Largest p at which returns count as above those of random actions."""
+
+
+def beside_random(counts: pd.DataFrame, evals: pd.DataFrame, random: pd.DataFrame) -> pd.DataFrame:
+    """Return `verdict_counts` with random_median, random_episodes and random_p: the last point's episodes beside the
+    random ones that runs of that task begin with (one-sided Mann-Whitney test; NaN where there are none).
+
+    evals, random: episodes of kinds `eval` and `seed` of any runs with the same largest return.
+    """
+    rows = []
+    for row in counts.to_dict("records"):
+        own = evals[(evals["series"] == row["series"]) & (evals["task"] == row["task"])]
+        ours = own.loc[own["episode"] == row["last_episode"], "return"]
+        theirs = random.loc[random["task"] == row["task"], "return"]
+        p = mannwhitneyu(ours, theirs, alternative="greater").pvalue if len(theirs) else np.nan
+        rows.append((theirs.median(), len(theirs), p))
+    return counts.assign(
+        **dict(zip(("random_median", "random_episodes", "random_p"), zip(*rows, strict=True), strict=True))
+    )
 
 
 def final_scores(evals: pd.DataFrame) -> pd.DataFrame:

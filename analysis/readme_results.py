@@ -227,10 +227,9 @@ def _base_at(evals: pd.DataFrame, task: str, episode: int) -> str:
 
 
 def chance_rows(part: Results, chance: pd.DataFrame) -> list[dict[str, str]]:
-    """Return one row per run of `base`: its last evaluation and random actions from that evaluation's start states."""
-    evals = learned(part)
+    """Return one row per run: its last evaluation and random actions from that evaluation's start states."""
     rows = []
-    groups = evals[evals["variant"] == "base"].groupby(["series", "variant", "task", "seed"], sort=False, observed=True)
+    groups = learned(part).groupby(["series", "variant", "task", "seed"], sort=False, observed=True)
     for (series, _, task, seed), group in sorted(groups, key=lambda item: (_row_order(item), item[0][3])):
         last = group[group["episode"] == group["episode"].max()]
         random = chance[(chance["task"] == task) & chance["env_seed"].isin(last["env_seed"])]["return"]

@@ -53,10 +53,10 @@ PROBLEMS: dict[Kind, str] = {
     "stale": "stale: says it runs, silent for more than ten minutes",
     "short": "short: says it is done, with rows missing",
     "split": "not pooled: settings differ within one variant",
-    "mixed": "pooled over tasks, whose precision differs",
+    "mixed": "pooled over tasks that differ in it",
     "code": "code: uncommitted changes, or something changed between two starts",
     "torn": "broken lines, skipped",
-    "stopped": "stopped, will go on when launched again",
+    "stopped": "stopped before the end",
     "running": "still running",
 }
 """Every kind of problem with its heading, the worst first."""
@@ -524,19 +524,22 @@ def _metrics_wrong(rows: list[dict[str, Any]]) -> str:
 # ------------------------------------------------------------------------------- what may be pooled, what is wrong
 
 
+LENGTH = ("schedule.train_episodes", "schedule.eval_points")
+"""How long a run is and how often it is evaluated changes nothing of what it does until then."""
+
+
 def _name_series(results: Results) -> None:
     """Give every run its series: runs of one variant with other settings, precision, picture or code are kept apart.
 
-    Precision divides within a task only, where it would divide a curve; that tasks differ in it is said.
+    Precision and length divide within a task only, where they would divide a curve; that tasks differ in them is said.
     """
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in results.runs:
         groups.setdefault((run.preset, run.variant), []).append(run)
     for (preset, variant), runs in groups.items():
         keys = sorted(_differing(runs))
-        precisions: dict[str, set[str]] = {}
-        for run in runs:
-            precisions.setdefault(run.task, set()).add(run.precision)
+        precisions = _of_tasks(runs, lambda run: run.precision)
+        lengths = _of_tasks(runs, lambda run: f"{run.settings().get(LENGTH[0], 'absent')} episodes")
         divided = any(len(found) > 1 for found in precisions.values())
         for run in runs:
             settings = run.settings()
@@ -550,21 +553,45 @@ def _name_series(results: Results) -> None:
             said = "; ".join(f"{name}: {n} run{'s' * (n > 1)}" for name, n in counts.items())
             text = f"runs of {variant} were not made alike, so they are drawn apart: {said}"
             results.problems.append(Problem("split", variant, text, preset))
-        if not divided and len(set.union(*precisions.values())) > 1:
-            tasks_of: dict[str, list[str]] = {}
-            for task, (precision,) in precisions.items():
-                tasks_of.setdefault(precision, []).append(task)
-            said = "; ".join(f"{precision}: {', '.join(names)}" for precision, names in tasks_of.items())
-            text = f"runs of {variant} computed in one precision on some tasks and in another on others: {said}"
-            results.problems.append(Problem("mixed", variant, text, preset))
+        for what, of_tasks in (
+            ("computed in one precision on some tasks and in another on others", precisions),
+            ("planned with one length on some tasks and with another on others", lengths),
+        ):
+            if said := _said(of_tasks):
+                text = f"runs of {variant} {what}: {said}"
+                results.problems.append(Problem("mixed", variant, text, preset))
+
+
+def _of_tasks(runs: Sequence[Run], value: Callable[[Run], str]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        found.setdefault(run.task, set()).add(value(run))
+    return found
+
+
+def _said(values: dict[str, set[str]]) -> str:
+    """Return `value: its tasks; ...` where each task has one value and not all the same, else nothing."""
+    tasks_of: dict[str, list[str]] = {}
+    for task, found in values.items():
+        if len(found) > 1:
+            return ""
+        tasks_of.setdefault(*found, []).append(task)
+    if len(tasks_of) == 1:
+        return ""
+    return "; ".join(f"{value}: {', '.join(names)}" for value, names in tasks_of.items())
 
 
 def _differing(runs: Sequence[Run]) -> set[str]:
-    """Return the settings in which runs of one variant differ, action repeats within a task only: each has its own."""
+    """Return the settings in which runs of one variant differ; action repeats, of which each task has its own, and
+    lengths within a task only."""
     settings = [run.settings() for run in runs]
     found = {key for other in settings[1:] for key in {*settings[0], *other} if settings[0].get(key) != other.get(key)}
-    repeats = {(run.task, s.get("env.action_repeat")) for run, s in zip(runs, settings, strict=True)}
-    return found - {"env.action_repeat"} if len(repeats) == len({task for task, _ in repeats}) else found
+    tasks = {run.task for run in runs}
+
+    def one_for_each_task(key: str) -> bool:
+        return len({(run.task, s.get(key)) for run, s in zip(runs, settings, strict=True)}) == len(tasks)
+
+    return {key for key in found if key not in ("env.action_repeat", *LENGTH) or not one_for_each_task(key)}
 
 
 def _find_problems(results: Results) -> None:

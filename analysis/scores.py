@@ -15,7 +15,15 @@ import pandas as pd
 
 from analysis import published
 from analysis.content import Block, Section, Table, Tabs, Text
-from analysis.curves import X_AXES, against_paper, final_scores, learning_curves, verdict_counts
+from analysis.curves import (
+    TOLD_APART,
+    X_AXES,
+    against_paper,
+    beside_random,
+    final_scores,
+    learning_curves,
+    verdict_counts,
+)
 from analysis.figures import Figure, learning_curve_figure
 from analysis.questions import series_label, task_label
 from analysis.runs import TASKS, Results, sort_tasks
@@ -143,7 +151,7 @@ def slug(text: str) -> str:
 
 def verdict_table(curves: pd.DataFrame, figure: published.PaperFigure, results: Results) -> Table:
     """Return one row per series and task: where our medians lie in the paper's band, point by point and at the end."""
-    counts = verdict_counts(curves)
+    counts = beside_random(verdict_counts(curves), results.frame("eval"), random_episodes(results))
     points = counts[["inside", "above", "below"]].sum(axis=1)
     variants = dict(zip(curves["series"], curves["variant"], strict=True))
     expected = [results.seeds_expected(variants[row.series], row.task) for row in counts.itertuples()]
@@ -161,6 +169,10 @@ def verdict_table(curves: pd.DataFrame, figure: published.PaperFigure, results: 
                 f"{round(median)} [{round(low)}, {round(high)}]"  # of integers there is no -0
                 for median, low, high in counts[["paper_median", "paper_p5", "paper_p95"]].itertuples(index=False)
             ],
+            "random": [
+                f"{median:.0f} (p = {p:.0e})" if n else "–"
+                for median, n, p in counts[["random_median", "random_episodes", "random_p"]].itertuples(index=False)
+            ],
             "seeds": [f"{n}/{max(n, m)}" for n, m in zip(counts["seeds"], expected, strict=True)],
             "verdict": counts["verdict"],
         }
@@ -170,7 +182,9 @@ def verdict_table(curves: pd.DataFrame, figure: published.PaperFigure, results: 
         "paper's 5–95 % band? <em>inside</em>, <em>above</em>, <em>below</em> count points; at: collected episodes at "
         "our last point; paper: median [5 %, 95 %] of its bin. Point by point, from the first evaluation to the last: "
         "a mark on the line is inside the band, one over it above, one under it below. Above is not a failure; it is "
-        "said because it is a difference."
+        "said because it is a difference. Random: median of the random episodes that runs of the task begin with, and "
+        "how likely returns like our last point's are by acting at random (one-sided Mann–Whitney test): where the "
+        "paper's band reaches down to them, lying inside it says little."
     )
     classes = {(i, "verdict"): f"verdict {verdict}" for i, verdict in enumerate(counts["verdict"])}
     classes |= {(i, "agent"): "wrap" for i in range(len(counts))}
@@ -198,6 +212,12 @@ def _strip(points: pd.DataFrame) -> str:
     return f'<span class="strip">{"".join(marks)}</span>'
 
 
+def random_episodes(results: Results) -> pd.DataFrame:
+    """Return the episodes of random actions that runs begin with."""
+    random = results.frame("seed")
+    return random[random["max_return"] == published.MAX_RETURN]
+
+
 def glance(results: Results) -> list[tuple[str, str]]:
     """Return the numbers a reader wants first: (number, what it is)."""
     expected, _ = results.expected()
@@ -212,13 +232,17 @@ def glance(results: Results) -> list[tuple[str, str]]:
         return facts
     counts = verdict_counts(against_paper(learning_curves(base), published.FIGURES["fig4"]))
     if len(counts):
+        counts = beside_random(counts, base, random_episodes(results))
+        inside = counts["verdict"] == "inside"
+        blind = int((inside & ~(counts["random_p"] < TOLD_APART) & (counts["random_episodes"] > 0)).sum())
         ends = Counter(counts["verdict"])
         above = f", {ends['above']} above" if ends["above"] else ""
         finished = base[base["episode"] == base["last_point"]]
         there = set(zip(finished["task"], finished["seed"], strict=True))
         so_far = "" if {(task, seed) for variant, task, seed in expected if variant == "base"} <= there else " so far"
-        what = f"tasks where PlaNet's last median{so_far} lies inside the paper's band{above}"
-        facts.append((f"{ends['inside']} of {len(counts)}", what))
+        told = f"; {blind} more inside, but not told from random actions" if blind else ""
+        what = f"tasks where PlaNet's last median{so_far} lies inside the paper's band{above}{told}"
+        facts.append((f"{ends['inside'] - blind} of {len(counts)}", what))
     scores = final_scores(base[base["task"].isin(TASKS)])
     if len(scores):
         means = scores.groupby("task")["score"].mean()

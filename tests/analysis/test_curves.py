@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from synthetic_runs import Returns, make_run, returns_of, write_plan
 
 from analysis import published
-from analysis.curves import against_paper, learning_curves
+from analysis.curves import TOLD_APART, against_paper, beside_random, learning_curves
 from analysis.figures import x_limit
 from analysis.report import main, make_report
 from analysis.runs import Results, load
@@ -91,6 +92,40 @@ def test_points_lie_in_the_bin_that_contains_them_and_the_verdict_follows_the_ba
         expected = "below" if row["median"] < low else "above" if row["median"] > high else "inside"
         assert row["verdict"] == expected
     assert set(curve["verdict"]) == {"inside", "below", "above"}
+
+
+def test_the_last_point_is_held_beside_the_random_episodes_of_its_task() -> None:
+    """All ten above all five: 1 of 15 over 5 = 3003 orders; a constant return beside itself: no difference."""
+    counts = pd.DataFrame({"series": "base", "task": ["a", "b", "c"], "last_episode": 25})
+    evals = pd.DataFrame(
+        [("base", task, episode, 10.0 + k * (task == "a")) for task in "abc" for episode in (5, 25) for k in range(10)]
+        + [("other", "a", 25, 0.0)],
+        columns=["series", "task", "episode", "return"],
+    )
+    evals.loc[evals["episode"] == 5, "return"] = -1.0
+    random = pd.DataFrame({"task": ["a"] * 5 + ["b"] * 5, "return": [0.0, 1.0, 2.0, 3.0, 4.0, *[10.0] * 5]})
+
+    found = beside_random(counts, evals, random).set_index("task")
+
+    assert found["random_median"].tolist()[:2] == [2.0, 10.0] and found["random_episodes"].tolist() == [5, 5, 0]
+    np.testing.assert_allclose(found.loc["a", "random_p"], 1 / 3003)
+    assert found.loc["b", "random_p"] > TOLD_APART and np.isnan(found.loc["c", "random_p"])
+
+
+@pytest.mark.parametrize(("random", "number", "said"), [(0.0, "1 of 1", False), (500.0, "0 of 1", True)])
+def test_inside_the_band_does_not_count_where_acting_at_random_is_there_too(
+    tmp_path: Path, random: float, number: str, said: bool
+) -> None:
+    run = make_run(tmp_path, task="cup_catch", seed=0, until=125, state="stopped", train_rows=False,
+                   returns=lambda episode, seed: [400.0 + k for k in range(10)])  # fmt: skip
+    row = json.loads(run.episodes_jsonl.read_text().splitlines()[0])
+    seeds = [row | {"kind": "seed", "episode": k + 1, "env_seed": k, "return": random + k} for k in range(5)]
+    run.episodes_jsonl.write_text("".join(f"{json.dumps(r)}\n" for r in seeds) + run.episodes_jsonl.read_text())
+
+    facts = {text: found for found, text in glance(load([tmp_path]))}
+
+    (text,) = [text for text in facts if "lies inside the paper's band" in text]
+    assert facts[text] == number and ("1 more inside, but not told from random" in text) is said
 
 
 def test_table_1_says_how_many_seeds_finished_and_leaves_out_the_others(report: Path) -> None:

@@ -158,6 +158,24 @@ def test_another_precision_on_another_task_divides_no_curve_but_is_said(tmp_path
     assert problems(results, "split") and not problems(results, "mixed")
 
 
+def test_another_length_on_another_task_divides_no_curve_but_is_said(tmp_path: Path) -> None:
+    short_run(tmp_path, task="cartpole_swingup")
+    short_run(tmp_path, task="cheetah_run", changes={"schedule.train_episodes": 3, "schedule.eval_points": 1})
+
+    results = load([tmp_path], now=NOW)
+
+    assert {run.series for run in results.runs} == {"base"} and not problems(results, "split")
+    (mixed,) = problems(results, "mixed")
+    assert "planned with one length on some tasks and with another on others: 2 episodes: cart" in mixed.text
+
+    short_run(tmp_path, task="cheetah_run", seed=1)
+
+    results = load([tmp_path], now=NOW)
+
+    assert len({run.series for run in results.runs}) == 2
+    assert problems(results, "split") and not problems(results, "mixed")
+
+
 def test_what_cannot_change_a_return_does_not_divide_a_curve(tmp_path: Path) -> None:
     short_run(tmp_path, seed=0)
     short_run(tmp_path, seed=1, changes={"schedule.open_loop_episodes": 1})
