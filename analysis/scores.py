@@ -169,8 +169,8 @@ def verdict_table(curves: pd.DataFrame, figure: published.PaperFigure, results: 
                 f"{round(median)} [{round(low)}, {round(high)}]"  # of integers there is no -0
                 for median, low, high in counts[["paper_median", "paper_p5", "paper_p95"]].itertuples(index=False)
             ],
-            "random": [
-                f"{median:.0f} (p = {p:.0e})" if n else "–"
+            "random, p": [
+                f"{median:.0f}, {p:.0e}" if n else "–"
                 for median, n, p in counts[["random_median", "random_episodes", "random_p"]].itertuples(index=False)
             ],
             "seeds": [f"{n}/{max(n, m)}" for n, m in zip(counts["seeds"], expected, strict=True)],
@@ -182,8 +182,8 @@ def verdict_table(curves: pd.DataFrame, figure: published.PaperFigure, results: 
         "paper's 5–95 % band? <em>inside</em>, <em>above</em>, <em>below</em> count points; at: collected episodes at "
         "our last point; paper: median [5 %, 95 %] of its bin. Point by point, from the first evaluation to the last: "
         "a mark on the line is inside the band, one over it above, one under it below. Above is not a failure; it is "
-        "said because it is a difference. Random: median of the random episodes that runs of the task begin with, and "
-        "how likely returns like our last point's are by acting at random (one-sided Mann–Whitney test): where the "
+        "said because it is a difference. Random, p: median of the random episodes that runs of the task begin with, "
+        "and how likely returns like our last point's are by acting at random (one-sided Mann–Whitney test): where the "
         "paper's band reaches down to them, lying inside it says little."
     )
     classes = {(i, "verdict"): f"verdict {verdict}" for i, verdict in enumerate(counts["verdict"])}

@@ -61,13 +61,19 @@ def test_the_readme_says_what_results_say() -> None:
 
 
 def test_committed_runs_have_the_presets_configuration() -> None:
-    """A preset that changes leaves its evidence behind: run it again, or file it under the changed keys' name."""
+    """A preset that changes leaves its evidence behind: run it again, or file it under the changed keys' name. But for
+    the length, which changes nothing of what a run has done until then."""
     paths = sorted((ROOT / "results").glob("*/base/*/seed_*"))
     assert paths
     for path in paths:
         preset, _, task, name = path.parts[-4:]
-        expected = resolve(task, preset=preset, seed=int(name.removeprefix("seed_")))
+        schedule = RunDir(path).config().schedule
+        length = {"schedule.train_episodes": schedule.train_episodes, "schedule.eval_points": schedule.eval_points}
+        expected = resolve(task, preset=preset, seed=int(name.removeprefix("seed_")), changes=length)
         assert identity_hash(RunDir(path).config()) == identity_hash(expected), path
+        record, status = RunDir(path).record(), RunDir(path).status()
+        assert record is not None and record["config_hash"] == identity_hash(expected), path
+        assert status is not None and status["episodes_total"] == schedule.seed_episodes + schedule.train_episodes, path
 
 
 def test_random_returns_are_those_of_the_script() -> None:
