@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from planet.run_dir import CHECKPOINT_FILES, RunDir
+from planet.run_dir import CHECKPOINT_FILES, RunDir, writable_folder
 
 FORMAT = 1
 LATEST, PREVIOUS = CHECKPOINT_FILES
@@ -100,13 +100,20 @@ def export_weights(run_dir: RunDir, target: Path) -> RunDir:
     """Write the model of the run's latest checkpoint, with config.toml and run.json, to the folder `target`.
 
     Raises:
-        FileNotFoundError: the run has no checkpoint. FileExistsError: `target` holds another configuration.
+        FileNotFoundError: the run has no checkpoint. FileExistsError: it is an export already, or `target` holds
+            another configuration. ValueError: its config.toml cannot be read. OSError: `target` cannot be written.
     """
+    run_dir.config()  # the export would be of no use
     content = load(run_dir.checkpoints)
+    if content is None and run_dir.weights.exists():
+        path = shlex.quote(str(run_dir.path))
+        raise FileExistsError(
+            f"{run_dir.path} is an export already; python -m planet.evaluate {path} takes it as it is"
+        )
     if content is None or "learner" not in content:
         raise FileNotFoundError(f"nothing to export: {why_no_model(run_dir)}")
     exported = RunDir(target)
-    target.mkdir(parents=True, exist_ok=True)
+    writable_folder(target, "choose another folder")
     for source, copy in ((run_dir.config_toml, exported.config_toml), (run_dir.run_json, exported.run_json)):
         if not copy.exists():
             shutil.copyfile(source, copy)

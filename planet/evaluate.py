@@ -2,7 +2,7 @@
 
 `python -m planet.evaluate RUN_DIR --episodes 10 [--video]` does it for a finished or running run, from its latest
 checkpoint, or for exported weights (`planet.checkpoint`), and changes nothing that training reads. With `--open-loop`
-alone it writes predictions/ anew instead (`planet.prediction`).
+alone it writes predictions/ anew instead, over what training wrote there (`planet.prediction`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from planet.config import Config, override, parse_changes
 from planet.envs import Env, PadActions, make_env
 from planet.prediction import write_open_loop
 from planet.rollout import Episode, run_episodes
-from planet.run_dir import RunDir
+from planet.run_dir import RunDir, writable_folder
 from planet.strips import write_gif
 from planet.world_model import WorldModel
 
@@ -89,14 +89,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--evaluation", type=int, help="index of the start states (default: one training never used)")
     parser.add_argument("--set", nargs="+", metavar="planner.KEY=VALUE", help="plan otherwise than in training")
     parser.add_argument("--video", action="store_true", help="write videos/evaluation_<episodes>_<task>_<k>.gif")
-    parser.add_argument("--open-loop", action="store_true", help="write predictions/ instead of acting (alone)")
+    parser.add_argument(
+        "--open-loop",
+        action="store_true",
+        help="write predictions/ instead of acting (alone), in place of what training wrote there",
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true", help="print returns as JSON instead of a table")
     arguments = parser.parse_args(argv)
     try:
         return _main(arguments)
-    except (ValueError, KeyError, FileNotFoundError, checkpoint.CheckpointError) as error:
-        print(f"planet.evaluate: {error.args[0] if error.args else error}", file=sys.stderr)
+    except (ValueError, KeyError, OSError, checkpoint.CheckpointError) as error:
+        print(f"planet.evaluate: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2
 
 
@@ -134,28 +138,35 @@ def _main(arguments: argparse.Namespace) -> int:
     num_episodes = 10 if arguments.episodes is None else arguments.episodes
     if num_episodes < 1:
         raise ValueError(f"--episodes must be at least 1, got {num_episodes}")
+    if arguments.evaluation is not None and arguments.evaluation < 0:
+        raise ValueError(f"--evaluation must be at least 0, got {arguments.evaluation}")
     run_dir = RunDir.open(arguments.run_dir)
     changes = parse_changes(arguments.set or [])
     config = with_planner(run_dir.config(), changes)
+    members = tasks.members(config.task)
+    names = [task.name for task in members]
+    chosen = names if arguments.task is None else [tasks.canonical(arguments.task)]
+    if not set(chosen) <= set(names):
+        raise ValueError(f"{run_dir.path} acts in {', '.join(names)}, not in {chosen[0]}")
     gl.choose_backend()
     device = hardware.resolve_device(arguments.device, "--device")
     torch.set_num_threads(hardware.resolve_threads(config.runtime.threads))
     hardware.use(device)
     agent, trained = load_agent(run_dir, config, device)
     if arguments.open_loop:
+        writable_folder(run_dir.predictions, "--open-loop writes there: evaluate a copy of the run")
+        before = ", in place of what was there" if any(run_dir.predictions.iterdir()) else ""
         for path in write_open_loop(run_dir, config, agent.world_model, trained_episodes=trained, device=device):
             print(path)
+        print(f"{run_dir.predictions}: of the model after {trained} episodes{before}", file=sys.stderr)
         return 0
-    members = tasks.members(config.task)
-    if arguments.task:
-        wanted = tasks.canonical(arguments.task)
-        if wanted not in [task.name for task in members]:
-            raise ValueError(f"{run_dir.path} acts in {', '.join(t.name for t in members)}, not in {wanted}")
+    if arguments.video:
+        writable_folder(run_dir.videos, "--video writes there: evaluate a copy of the run, or leave --video out")
     evaluation = len(config.schedule.eval_at()) if arguments.evaluation is None else arguments.evaluation
     otherwise = "".join(f"+{key}={value}" for key, value in sorted(changes.items()))
     results: dict[str, list[float]] = {}
     for index, task in enumerate(members):
-        if arguments.task and task.name != tasks.canonical(arguments.task):
+        if task.name not in chosen:
             continue
         envs = [PadActions(make_env(task, config.env), agent.action_size) for _ in range(num_episodes)]
         started = time.monotonic()
@@ -165,7 +176,6 @@ def _main(arguments: argparse.Namespace) -> int:
             env.close()
         results[task.name] = [episode.total_reward for episode, _ in episodes]
         if arguments.video:
-            run_dir.videos.mkdir(exist_ok=True)
             for k, (episode, _) in enumerate(episodes):
                 path = run_dir.videos / f"evaluation_{trained:05d}_{task.name}_{k}{otherwise}.gif"
                 write_gif(path, episode.obs, frames_per_second=100 / envs[0].action_repeat)

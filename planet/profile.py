@@ -122,6 +122,11 @@ def measure(task: Task, config: Config, device: torch.device, precision: str, *,
     )  # fmt: skip
 
 
+def digits(number: float) -> str:
+    """Return one decimal, but two digits of what is less than one: hours of a small preset are not 0.0."""
+    return f"{number:.1f}" if number >= 1 else f"{number:.2g}"
+
+
 def random_episode(rng: np.random.Generator, frames: int, action_size: int) -> Episode:
     return Episode(
         rng.integers(256, size=(frames, 3, 64, 64), dtype=np.uint8),
@@ -159,7 +164,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", default="paper", help=f"{', '.join(PRESETS)} (default paper)")
     parser.add_argument("--task", nargs="+", default=list(tasks.TASKS), help="default: all six (dmc6)")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=0, help="default: the cores of this process")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="0 (default): OMP_NUM_THREADS, or the cores of this process, at most 8"
+    )
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), help="default: the preset's")
     parser.add_argument("--seconds", type=float, default=3.0, help="per measured part (default 3)")
     arguments = parser.parse_args(argv)
@@ -197,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         c = measure(task, config, device, precision, budget=arguments.seconds)
         milliseconds = (1000 * x for x in (c.update, c.decision, c.decision_all, c.env_step))
         numbers = (*milliseconds, c.train, c.plan, c.env, c.cycle, c.evaluation, c.total_hours)
-        table.add_row(c.task, *(f"{x:.1f}" for x in numbers))
+        table.add_row(c.task, *map(digits, numbers))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     return 0
 

@@ -17,9 +17,11 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -102,11 +104,26 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def writable_folder(folder: Path, advice: str) -> None:
+    """Make the folder where there is none, and try whether files can be made in it: for root, modes do not tell.
+
+    Raises:
+        OSError: they cannot; the message names the folder and ends with the advice.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = "a file has this name" if isinstance(error, FileExistsError) else error.strerror
+        raise OSError(f"cannot write into {folder} ({why}); {advice}") from None
+
+
+def read_json(path: Path, advice: str = "move it away and start the run again") -> dict[str, Any] | None:
     """Return a JSON file's object; None where there is no such file.
 
     Raises:
-        ValueError: the file is damaged; the message names it.
+        ValueError: the file is damaged; the message names it and ends with the advice.
     """
     try:
         text = path.read_bytes()
@@ -115,9 +132,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); move it away and start the run again") from None
+        raise ValueError(f"{path} is damaged ({error}); {advice}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}; move it away")
+        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}; {advice}")
     return value
 
 
@@ -294,7 +311,9 @@ class RunDir:
         Raises:
             ValueError: damaged (a field is missing or of a wrong type), or of another format.
         """
-        record = read_json(self.run_json)
+        # Not this file alone: a folder without it would be taken for a new run.
+        advice = f"bring it back from a copy, or move the run directory {self.path} away to start over"
+        record = read_json(self.run_json, advice)
         if record is None:
             return None
         if record.get("format") != FORMAT:
@@ -302,10 +321,7 @@ class RunDir:
         try:
             _check_record(record)
         except ValueError as error:
-            raise ValueError(
-                f"{self.run_json} is damaged ({error}); bring it back from a copy, or move the run directory away to "
-                "start over"
-            ) from None
+            raise ValueError(f"{self.run_json} is damaged ({error}); {advice}") from None
         return record
 
     def run(self) -> dict[str, Any]:
@@ -334,11 +350,19 @@ class RunDir:
     def lost_checkpoint(self) -> str | None:
         """Return what is wrong and what to do where a run has got on but has no checkpoint to go on from; else None.
 
+        That is also an exported agent: its weights cannot be trained on, and a new run would hide them.
         A run killed before its first checkpoint is simply begun again. One that stopped in order has written one, and
         so has one with two rows from later than `runtime.checkpoint_seconds`.
         """
         if any((self.checkpoints / name).exists() for name in CHECKPOINT_FILES):
             return None
+        if self.weights.exists():
+            path = shlex.quote(str(self.path))
+            return (
+                f"{self.path} is an exported agent ({self.weights.name}, no checkpoint), which cannot be trained on; "
+                f"python -m planet.evaluate {path} lets it act, and python -m planet.reproduce {path} --into DIR makes "
+                "a run that trains it anew"
+            )
         status = self.status() or {}
         if status.get("state") not in ("stopped", "done"):
             rows = read_jsonl(self.metrics_jsonl)[0]  # not the configuration first: it takes longer, and most have none
@@ -365,7 +389,7 @@ class RunDir:
             if made.config_toml.read_bytes() != config:
                 raise FileExistsError(f"{into} holds another run; choose another folder or remove it")
             return made
-        into.mkdir(parents=True, exist_ok=True)
+        writable_folder(into, "choose another folder")
         if self.patches.is_dir():
             shutil.copytree(self.patches, made.patches, dirs_exist_ok=True)
         write_atomic(made.config_toml, config, durable=False)

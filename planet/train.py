@@ -394,6 +394,11 @@ class Trainer:
         if content is None:
             self.recorder.truncate({})
             self.store.truncate(None)
+            if len(self.run_dir.run()["starts"]) > 1:  # the last one is this one
+                self.display.line(
+                    "begun anew at episode 1: no checkpoint had been written yet "
+                    f"(runtime.checkpoint_seconds is {self.config.runtime.checkpoint_seconds:g})"
+                )
             return
         self.progress = Progress(**content["progress"])
         self.learner.load_state_dict(content["learner"])

@@ -2,12 +2,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from planet import checkpoint, evaluate
 from planet.config import Config
 from planet.presets import resolve
+from planet.profile import random_episode
 from planet.run_dir import RunDir
 from planet.world_model import WorldModel
 
@@ -113,6 +115,33 @@ def test_a_run_without_checkpoint_and_weights_is_refused(tmp_path, capsys):
     assert "nothing to export" in capsys.readouterr().err and not (tmp_path / "shipped").exists()
 
 
+def test_an_export_is_not_exported_again(tmp_path, capsys):
+    exported = checkpoint.export_weights(trained_run(tmp_path / "seed_0"), tmp_path / "shipped")
+
+    assert checkpoint.main(["export", str(exported.path), str(tmp_path / "again")]) == 2
+    assert f"is an export already; python -m planet.evaluate {exported.path} takes" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_run_whose_configuration_cannot_be_read_is_not_exported(tmp_path, capsys):
+    run = trained_run(tmp_path / "seed_0")
+    run.config_toml.write_bytes(b"# \xff\n" + run.config_toml.read_bytes())
+
+    assert checkpoint.main(["export", str(run.path), str(tmp_path / "shipped")]) == 2
+    assert f"{run.config_toml} is not UTF-8" in capsys.readouterr().err
+    assert not (tmp_path / "shipped").exists()
+
+
+def test_an_export_to_where_nothing_can_be_written_is_refused(tmp_path, capsys):
+    run = trained_run(tmp_path / "seed_0")
+    (tmp_path / "file").write_text("in the way")
+
+    for target, why in ((tmp_path / "file", "a file has this name"), (Path("/proc/x"), "No such file or directory")):
+        assert checkpoint.main(["export", str(run.path), str(target)]) == 2
+        error = capsys.readouterr().err
+        assert error == f"planet.checkpoint: cannot write into {target} ({why}); choose another folder\n"
+
+
 @pytest.mark.parametrize("state", ["done", "stopped"])
 def test_a_run_that_came_without_its_checkpoint_says_how_to_get_one(tmp_path, capsys, state):
     run = trained_run(tmp_path / "seed_0")
@@ -160,6 +189,63 @@ def test_open_loop_refuses_options_that_it_would_not_heed_before_any_work(tmp_pa
         error = capsys.readouterr().err
         assert named in error and "leave that out" in error
     assert not run.predictions.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--evaluation", "-3"], "--evaluation must be at least 0, got -3"),
+        (["--episodes", "-3"], "--episodes must be at least 1, got -3"),
+        (["--task", ""], "no task ''"),
+        (["--task", "cheetah_run"], "acts in cartpole_swingup, not in cheetah_run"),
+    ],
+)
+def test_a_wrong_number_or_task_is_refused_before_the_agent_is_loaded(tmp_path, monkeypatch, capsys, words, message):
+    run = trained_run(tmp_path / "seed_0")
+    monkeypatch.setattr(evaluate, "load_agent", lambda *_: pytest.fail("loaded"))
+
+    assert evaluate.main([str(run.path), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--video", "--open-loop"])
+def test_a_run_that_cannot_be_written_is_refused_before_any_work_and_only_where_it_would_be(
+    tmp_path, monkeypatch, capsys, option
+):
+    run = trained_run(tmp_path / "seed_0")
+    folder = {"--video": run.videos, "--open-loop": run.predictions}[option]
+    folder.write_text("in the way")  # root may write anywhere else
+    worked = []
+
+    def act(agent, envs, **_):
+        worked.append("acted")
+        return [(random_episode(np.random.default_rng(0), 3, 1), 0)]
+
+    monkeypatch.setattr(evaluate, "evaluate", act)
+    monkeypatch.setattr(evaluate, "write_open_loop", lambda *_, **__: worked.append("predicted"))
+
+    assert evaluate.main([str(run.path), "--device", "cpu", option]) == 2
+    error = capsys.readouterr().err
+    assert f"cannot write into {folder} (a file has this name); {option} writes there" in error
+    assert worked == []
+    assert evaluate.main([str(run.path), "--device", "cpu", "--episodes", "1"]) == 0
+    assert worked == ["acted"]
+
+
+def test_open_loop_says_that_it_replaces_what_training_wrote_and_where(tmp_path, monkeypatch, capsys):
+    run = trained_run(tmp_path / "seed_0")
+    monkeypatch.setattr(evaluate, "write_open_loop", lambda run_dir, *_, **__: [run_dir.predictions / "a.csv"])
+
+    said = []
+    for _ in range(2):
+        assert evaluate.main([str(run.path), "--open-loop", "--device", "cpu"]) == 0
+        said.append(capsys.readouterr().err)
+        (run.predictions / "a.csv").touch()
+    assert said[0] == f"{run.predictions}: of the model after 7 episodes\n"
+    assert said[1] == f"{run.predictions}: of the model after 7 episodes, in place of what was there\n"
+    with pytest.raises(SystemExit):
+        evaluate.main(["--help"])
+    assert "in place of what training wrote there" in " ".join(capsys.readouterr().out.split())
 
 
 def test_open_loop_writes_after_how_many_episodes_the_model_was_taken(tmp_path, monkeypatch, capsys):

@@ -78,6 +78,18 @@ def test_the_table_has_seconds_per_phase_and_hours(capsys: Any, monkeypatch: Any
     assert "100 updates" in out and "hours for 1000 episodes" in " ".join(out.split())
 
 
+def test_what_is_less_than_one_is_not_shown_as_zero() -> None:
+    assert [profile.digits(x) for x in (123.46, 1.0, 0.5, 0.0123, 0.00031)] == [
+        "123.5", "1.0", "0.5", "0.012", "0.00031"
+    ]  # fmt: skip
+
+
+def test_the_help_says_what_no_threads_are(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        profile.main(["--help"])
+    assert "0 (default): OMP_NUM_THREADS, or the cores" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

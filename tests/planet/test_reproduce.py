@@ -67,6 +67,15 @@ def test_another_run_is_not_written_over(run, tmp_path, capsys):
     assert reproduce.main([str(run.path), "--into", str(tmp_path / "x")]) == 0  # typed again
 
 
+def test_a_folder_that_cannot_be_written_is_refused(run, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+
+    assert reproduce.main([str(run.path), "--into", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err == (
+        f"planet.reproduce: cannot write into {tmp_path / 'file'} (a file has this name); choose another folder\n"
+    )
+
+
 def test_uncommitted_changes_come_with_their_patch_which_the_checkout_may_take_away(run, monkeypatch, tmp_path):
     monkeypatch.setattr(provenance, "of_code", lambda: {**CODE, "dirty": True, "patch": b"diff\n"})
     dirty = RunDir.create(tmp_path / "dirty run", run.config(), preset="quick", variant="base")

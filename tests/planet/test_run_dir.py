@@ -1,14 +1,16 @@
+import errno
 import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
 
 from planet import provenance
 from planet.presets import resolve
-from planet.run_dir import Recorder, RunDir, read_jsonl, run_path, write_atomic
+from planet.run_dir import Recorder, RunDir, read_jsonl, run_path, writable_folder, write_atomic
 
 EPISODE = {
     "task": "cheetah_run", "kind": "train", "episode": 3, "env_steps": 3000, "agent_steps": 750, "updates": 100,
@@ -99,7 +101,7 @@ def test_open_refuses_another_format(run):
 def test_open_names_a_damaged_file(run):
     run.run_json.write_text('{"format":')
 
-    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+    with pytest.raises(ValueError, match=rf"run\.json is damaged.* move the run directory {run.path} away"):
         RunDir.open(run.path)
 
 
@@ -213,6 +215,32 @@ def test_a_run_that_must_have_had_a_checkpoint_and_has_none_is_told(run, state, 
     run.checkpoints.mkdir()
     (run.checkpoints / "previous.pt").touch()  # the latest is missing after a kill between two renames
     assert run.lost_checkpoint() is None
+
+
+def test_an_exported_agent_has_no_checkpoint_to_go_on_from_unless_it_lies_in_its_run(run):
+    run.weights.touch()
+
+    assert f"python -m planet.evaluate {run.path} lets it act" in str(run.lost_checkpoint())
+    run.checkpoints.mkdir()
+    (run.checkpoints / "latest.pt").touch()
+    assert run.lost_checkpoint() is None
+
+
+def test_a_writable_folder_is_made_and_stays_empty(tmp_path):
+    writable_folder(tmp_path / "a/b", "choose another")
+
+    assert list((tmp_path / "a/b").iterdir()) == []
+
+
+def test_a_folder_in_which_no_file_can_be_made_is_named_with_the_reason_and_the_advice(tmp_path, monkeypatch):
+    def refuse(dir):
+        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+
+    with pytest.raises(OSError) as caught:
+        writable_folder(tmp_path, "choose another")
+    assert str(caught.value) == f"cannot write into {tmp_path} (Permission denied); choose another"
 
 
 def test_status_keeps_fields_across_writes_and_restarts(run):

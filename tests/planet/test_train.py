@@ -262,6 +262,33 @@ def test_a_run_whose_checkpoints_are_gone_is_refused_and_stays_as_it_is(tmp_path
     assert "is at episode 3 of 5, but has no checkpoint to go on from" in capsys.readouterr().err
 
 
+def test_an_exported_agent_is_not_trained_over(tmp_path, capsys):
+    run = create(tmp_path / "seed_0", tiny())
+    run.weights.write_bytes(b"of a trained agent")
+    before = sorted(run.path.iterdir())
+
+    assert train(run.path) == 1
+    assert f"{run.path} is an exported agent (weights.pt, no checkpoint)" in capsys.readouterr().err
+    assert sorted(run.path.iterdir()) == before
+
+
+def test_a_run_killed_before_its_first_checkpoint_says_that_it_begins_anew(tmp_path):
+    run = create(tmp_path / "seed_0", tiny(**{"schedule.updates": 1, "schedule.train_episodes": 1}))
+    said = "begun anew at episode 1: no checkpoint had been written yet (runtime.checkpoint_seconds is 0)"
+
+    class Killed(BaseException):
+        pass
+
+    def kill(task, config):
+        raise Killed
+
+    with pytest.raises(Killed):
+        train(run.path, make_env=kill)
+    assert said not in run.log.read_text()
+    assert train(run.path, make_env=lambda task, config: CountingEnv(action_size=1, agent_steps=10)) == 0
+    assert run.log.read_text().count(said) == 1
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     refused = start(tmp_path)
 
