@@ -20,7 +20,7 @@ from benchmarks import cost
 from benchmarks.executors import machine, queue
 from benchmarks.executors.pool import Ended, last_line
 from benchmarks.executors.profile import Profile, minutes, num_gpus
-from benchmarks.plan import Item
+from benchmarks.plan import Item, Run, counted
 from planet import presets
 from planet.run_dir import RunDir
 from planet.stop_signal import EXIT_STOPPED
@@ -91,6 +91,15 @@ def choose(options: Options, *, dry_run: bool) -> Executor:
     return Slurm(options, there=bool(there))
 
 
+def threads(run: Run, share: int) -> int:
+    """Return how many threads a run computes with: those of its first start, else as configured, else its share."""
+    if run.config.planner.dynamics == "latent":  # planning in the simulator is the same with any number
+        resolved = (RunDir(run.path).record() or {}).get("resolved") or {}
+        if resolved.get("threads"):
+            return resolved["threads"]
+    return run.config.runtime.threads or share
+
+
 def show_cost(items: Sequence[Item], hardware: cost.Hardware, parallel: int | None) -> None:
     """Print what the runs will cost on such hardware; `parallel`: how many at a time, None: unknown."""
     hours = [cost.estimate(item.run.config, hardware).hours for item in items]
@@ -140,8 +149,10 @@ class Local:
     def describe(self, items: Sequence[Item], *, dry_run: bool) -> None:
         slots, why = self._slots(items)
         show_cost(items, self.hardware, len(slots))
-        threads = slots[0].environment["OMP_NUM_THREADS"]
-        print(f"on this machine, {len(slots)} at a time ({why}), {threads} thread{'s' * (threads != '1')} each")
+        share = int(slots[0].environment["OMP_NUM_THREADS"])
+        *fewer, most = sorted({threads(item.run, share) for item in items})
+        each = "".join(f"{number} or " for number in fewer) + counted(most, "thread")
+        print(f"on this machine, {len(slots)} at a time ({why}), {each} each")
         learning = [item for item in items if item.run.config.planner.dynamics == "latent"]
         if not self.gpus and any(item.run.preset == "paper" for item in learning):
             quick = cost.text(cost.estimate(presets.resolve("cartpole_swingup", preset="quick"), self.hardware).hours)
@@ -186,8 +197,9 @@ class Slurm:
         for batch in batches:
             runs = sum(map(len, batch.packs))
             each = f", {max(map(len, batch.packs))} runs each" if runs > len(batch.packs) else ""
+            jobs = counted(len(batch.packs), "job")
             limit = cost.text(minutes(batch.profile.time) / 60)
-            print(f"on Slurm: {len(batch.packs)} jobs{each}; requeued after {limit} until its runs are done")
+            print(f"on Slurm: {jobs}{each}; requeued after {limit} until its runs are done")
         if not dry_run:
             return
         preset_folder = items[0].run.path.parents[2]
@@ -208,7 +220,8 @@ class Slurm:
             submission = slurm.submit(batch, preset_folder, suite)
             jobs = submission.jobs
             span = jobs[0] if len(jobs) == 1 else f"{jobs[0]} to {jobs[-1]}"
-            print(f"submitted {sum(map(len, batch.packs))} runs in {len(jobs)} jobs: {span} ({submission.name})")
+            runs = counted(sum(map(len, batch.packs)), "run")
+            print(f"submitted {runs} in {counted(len(jobs), 'job')}: {span} ({submission.name})")
         print(f"watch:  python benchmarks/status.py {shown(preset_folder)} --watch")
         return 0
 
@@ -253,6 +266,7 @@ def report(ended: Sequence[Ended], planned: int, preset_folder: Path) -> int:
     if failed:
         print("launch.py --retry-failed starts failed runs again; status.py logs RUN shows all a run said")
     if left:
-        print(f"{left} runs are not finished: the same command goes on where they stopped")
+        are, they = ("is", "it") if left == 1 else ("are", "they")
+        print(f"{counted(left, 'run')} {are} not finished: the same command goes on where {they} stopped")
         return EXIT_STOPPED
     return 1 if failed else 0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks import cost, dispatch, plan, suites, variants
 from benchmarks.executors import profile, queue
-from benchmarks.plan import Item, Plan, PlanError
+from benchmarks.plan import Item, Plan, PlanError, counted
 from planet import presets, tasks
 from planet.config import parse_changes
 from planet.run_dir import RunDir
@@ -83,16 +83,16 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     """
     problems: list[str] = []
 
-    def attempt(function, *args):
+    def attempt(function, *args, **options):
         try:
-            return function(*args)
+            return function(*args, **options)
         except (KeyError, ValueError, FileNotFoundError) as error:
             problems.append(str(error.args[0]))
             return None
 
     seeds = attempt(plan.parse_seeds, arguments.seeds)
     changes = attempt(parse_changes, arguments.set)
-    attempt(plan.check_folder, arguments.runs / arguments.preset)
+    attempt(plan.check_folder, arguments.runs / arguments.preset, dry_run=arguments.dry_run)
     if arguments.preset not in presets.PRESETS:
         attempt(lambda: presets.resolve("cartpole_swingup", preset=arguments.preset))
     for name in arguments.tasks or ():
@@ -135,7 +135,7 @@ def make_options(arguments: argparse.Namespace) -> dispatch.Options:
 def show(plan_: Plan, items: Sequence[Item], hardware: cost.Hardware) -> None:
     """Print the plan table, each run with what it costs from its beginning, and what the table adds up to."""
     table = plan.rows(items)
-    print(f"{plan_.suite}, {plan_.preset} preset: {len(items)} runs in {plan_.folder}")
+    print(f"{plan_.suite}, {plan_.preset} preset: {counted(len(items), 'run')} in {plan_.folder}")
     configs = {(item.run.variant, item.run.task): item.run.config for item in items}
     titles = ("variant", "task", "seeds", "state", f"{hardware.unit} time", "why")
     shown: list[tuple[str, ...]] = [titles]
@@ -180,10 +180,15 @@ def launch(arguments: argparse.Namespace) -> int:
         items = plan.examine(sweep, job_of=jobs.job_of, knows=jobs.knows)
         show(sweep, items, executor.hardware)
         states = ("new", "resume", "failed") if arguments.retry_failed else ("new", "resume")
-        todo = [item for item in items if item.state in states]
-        failed = [item for item in items if item.state == "failed" and not arguments.retry_failed]
-        if failed:
-            print(f"{len(failed)} failed runs are left as they are; --retry-failed starts them again")
+        failed = [item.run.path for item in items if item.state == "failed"]
+        lost = {path for path in failed if RunDir(path).lost_checkpoint()}
+        todo = [item for item in items if item.state in states and item.run.path not in lost]
+        left = 0 if arguments.retry_failed else len(failed) - len(lost)
+        if left:
+            are, them = ("is left as it is", "it") if left == 1 else ("are left as they are", "them")
+            print(f"{counted(left, 'failed run')} {are}; --retry-failed starts {them} again")
+        if lost:
+            print(f"{counted(len(lost), 'failed run')} without checkpoint cannot go on; --runs ELSEWHERE starts anew")
         if todo:
             executor.describe(todo, dry_run=arguments.dry_run)
         if arguments.dry_run:
@@ -198,7 +203,7 @@ def launch(arguments: argparse.Namespace) -> int:
         if executor.submits and todo:
             return executor.start(todo, sweep.folder, sweep.suite)
     code = executor.start(todo, sweep.folder, sweep.suite) if todo else 0
-    return code or (1 if failed else 0)
+    return code or (1 if left or lost else 0)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,11 +91,28 @@ class Item:
     why: str
 
 
-def check_folder(path: Path) -> None:
-    """Raise ValueError where a file is in the way of a folder for runs."""
+def check_folder(path: Path, *, dry_run: bool = False) -> None:
+    """Raise ValueError where a file is in the way of a folder for runs, or nothing can be written there.
+
+    A dry run may look at a folder that belongs to somebody else.
+    """
     there = next(p for p in (path, *path.parents) if p.exists())
     if not there.is_dir():
         raise ValueError(f"--runs must be a folder, or a name for a new one, but {there} is a file; choose another")
+    if dry_run and there == path:
+        return
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise ValueError(
+            f"--runs must be a folder that can be written, but nothing can be made in {there} ({error.strerror}); "
+            "choose another"
+        ) from None
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 run`, `2 runs`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -230,13 +248,15 @@ def examine(
             nothing. knows: whether Slurm still has a job.
 
     Raises:
-        PlanError: folders that hold another configuration, or are damaged.
+        PlanError: folders that hold another configuration, are damaged, or hold a run without its run.json.
     """
     items: list[Item] = []
     problems: list[str] = []
     for run in plan.runs:
         try:
             record = RunDir(run.path).record()
+            if record is None and (lost := lost_record(run.path)):
+                raise ValueError(lost)
             if record is not None and record["config_hash"] != identity_hash(run.config):
                 # Makes nothing: the configuration differs.
                 RunDir.open(run.path)
@@ -250,6 +270,20 @@ def examine(
     if problems:
         raise PlanError(problems)
     return items
+
+
+def lost_record(path: Path) -> str | None:
+    """Return what is wrong and what to do where a directory without run.json holds what a run has written; else None.
+
+    A new run.json would give all of that today's code and machine as its origin.
+    """
+    run = RunDir(path)
+    if not any(part.exists() for part in (run.episodes, run.checkpoints, run.episodes_jsonl)):
+        return None
+    return (
+        f"{path} holds a run without {run.run_json.name}; bring that file back, or move the whole directory away to "
+        "start anew"
+    )
 
 
 def state_of(
@@ -333,17 +367,15 @@ def read(path: Path) -> dict[str, list[dict[str, Any]]]:
     Raises:
         ValueError: damaged, or of another shape.
     """
-    data = read_json(path) or {}
+    anew = "move it away, benchmarks/launch.py writes it anew"
+    data = read_json(path, anew) or {}
     for name, fields in _ROWS.items():
         rows = data.get(name, [])
         if not isinstance(rows, list) or not all(
             isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in fields.items())
             for row in rows
         ):
-            raise ValueError(
-                f"{path} is damaged ({name} must be a list of objects with {', '.join(fields)}); move it away, "
-                "benchmarks/launch.py writes it anew"
-            )
+            raise ValueError(f"{path} is damaged ({name} must be a list of objects with {', '.join(fields)}); {anew}")
     return data
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import json
 import os
 import signal
@@ -20,16 +21,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks import dispatch, plan
 from benchmarks.executors import profile
 from benchmarks.executors.pool import tail
 from benchmarks.executors.queue import Queue, locked
-from benchmarks.plan import Item, Run
+from benchmarks.plan import Item, Run, counted
 from planet import lease
 from planet.config import parse_changes
 from planet.progress import duration
@@ -39,6 +39,7 @@ STATES = ("running", "waiting", "failed", "died", "stopped", "new", "done")
 SILENT_SECONDS = 120.0
 WATCH_SECONDS = 5.0
 NO_RUNS = {"plans", "slurm"}
+COMMANDS = ("cancel", "retry", "logs")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,30 +87,40 @@ def _numbers_by_size(name: str) -> tuple[str, int]:
     return (head, int(number)) if number.isdigit() else (name, 0)
 
 
-def runs_of(folder: Path, suite: str | None) -> list[Path]:
+def runs_of(folder: Path, suite: str | None, damaged: Callable[[str], None] | None = None) -> list[Path]:
     """Return the run directories to speak of: those there, and those that plans in runs/<preset> expect.
+
+    Args:
+        damaged: is told of a plan that cannot be read, which is then left out; else that is an error.
 
     Raises:
         FileNotFoundError: no such folder, no runs in it, or no plan of this suite.
+        ValueError: a damaged plan.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; benchmarks/launch.py makes runs/<preset>")
     files = sorted([*folder.glob("plans/*.json"), *folder.glob("*/plans/*.json")])
-    plans = {path: plan.read(path) for path in files}
     if suite is not None:
-        chosen = {path: data for path, data in plans.items() if path.stem == suite}
+        chosen = [path for path in files if path.stem == suite]
         if not chosen:
-            known = ", ".join(sorted({path.stem for path in plans})) or "none"
+            known = ", ".join(sorted({path.stem for path in files})) or "none"
             raise FileNotFoundError(f"{folder} has no plan of suite {suite!r}; it has {known}")
-        return list(_planned(chosen))
-    found = list(dict.fromkeys([*find(folder), *_planned(plans)]))
+        return list(_planned(chosen, None))
+    found = list(dict.fromkeys([*find(folder), *_planned(files, damaged)]))
     if not found:
         raise FileNotFoundError(f"{folder} holds no runs; benchmarks/launch.py makes them")
     return found
 
 
-def _planned(plans: dict[Path, dict[str, Any]]) -> Iterator[Path]:
-    for path, data in plans.items():
+def _planned(files: Iterable[Path], damaged: Callable[[str], None] | None) -> Iterator[Path]:
+    for path in files:
+        try:
+            data = plan.read(path)
+        except (OSError, ValueError) as error:
+            if damaged is None:
+                raise
+            damaged(str(error))
+            continue
         for run in data.get("runs", []):
             yield path.parents[1] / run["path"]
 
@@ -142,6 +153,8 @@ def read(path: Path, queue: Queue) -> Row:
     name = "/".join(path.parts[-4:])
     try:
         record = RunDir(path).record()
+        if record is None and (lost := plan.lost_record(path)):
+            raise ValueError(lost)
         status = RunDir(path).status() if record else None
         state, why = plan.state_of(path, status, job_of=queue.job_of, knows=queue.knows)
     except ValueError as error:
@@ -201,7 +214,7 @@ def cells(row: Row, width: int = 70) -> tuple[str, ...]:
 def summary(rows: Sequence[Row]) -> str:
     """Return the counts, the pace and the time to go in one line."""
     counts = Counter(row.state for row in rows)
-    text = f"{len(rows)} runs: " + ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    text = f"{counted(len(rows), 'run')}: " + ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     rate = sum(row.episodes_per_hour or 0 for row in rows)
     eta = max((row.eta_seconds or 0 for row in rows), default=0)
     return text + (f"; {rate:.0f} episodes an hour" if rate else "") + (f"; {duration(eta)} to go" if eta else "")
@@ -225,7 +238,8 @@ def watch(folders: Sequence[Path], suite: str | None) -> None:
     colours = {"running": "green", "failed": "red", "died": "red", "waiting": "yellow", "done": "dim"}
     with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         while True:
-            rows = reader.rows(path for folder in folders for path in runs_of(folder, suite))
+            damaged: list[str] = []
+            rows = reader.rows(path for folder in folders for path in runs_of(folder, suite, damaged.append))
             shown = sorted(rows, key=lambda row: STATES.index(row.state))[: max(3, console.height - 5)]
             view = Table(box=None, padding=(0, 2, 0, 0))
             for title in TITLES:
@@ -233,7 +247,7 @@ def watch(folders: Sequence[Path], suite: str | None) -> None:
             for row in shown:
                 view.add_row(*map(Text, cells(row, 200)), style=colours.get(row.state, ""))
             more = f"... and {len(rows) - len(shown)} more" if len(rows) > len(shown) else ""
-            live.update(Group(view, Text(more), Text(summary(rows))), refresh=True)
+            live.update(Group(view, Text(more), Text(summary(rows)), *map(Text, damaged)), refresh=True)
             if not any(row.state in ("running", "waiting") for row in rows):
                 return
             time.sleep(WATCH_SECONDS)
@@ -296,9 +310,13 @@ def retry(folders: Sequence[Path], suite: str | None, options: dispatch.Options)
             for path in (p for p in paths if preset_folder_of(p) == preset_folder and (p / "run.json").exists()):
                 row = read(path, queue)
                 if row.state in ("failed", "died"):
+                    if lost := RunDir(path).lost_checkpoint():
+                        print(f"cannot go on: {lost}", file=sys.stderr)
+                        code = 1
+                        continue
                     items.append(Item(run=_as_planned(path), state="failed", why=row.why))
             if not items:
-                print(f"{preset_folder}: no run has failed or died")
+                print(f"{preset_folder}: no run to start again")
                 continue
             executor.describe(items, dry_run=False)
             if executor.submits:
@@ -374,7 +392,11 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    command = words.pop(0) if words and words[0] in ("cancel", "retry", "logs") else ""
+    command = words.pop(0) if words and words[0] in COMMANDS else ""
+    close = difflib.get_close_matches(words[0], COMMANDS, n=1) if words and not command else []
+    if close and not Path(words[0]).exists():
+        print(f"status.py: no folder and no command {words[0]!r}; perhaps {close[0]}", file=sys.stderr)
+        return 2
     arguments = _parser(command).parse_args(words)
     try:
         return _run(command, arguments)
@@ -407,13 +429,19 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
     if arguments.watch:
         watch(folders, arguments.suite)
         return 0
-    rows = Reader().rows(path for folder in folders for path in runs_of(folder, arguments.suite))
+    damaged: list[str] = []
+
+    def tell(problem: str) -> None:
+        damaged.append(problem)
+        print(f"status.py: {problem}", file=sys.stderr)
+
+    rows = Reader().rows(path for folder in folders for path in runs_of(folder, arguments.suite, tell))
     if arguments.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
     else:
         print(table(rows))
         print(summary(rows))
-    return 1 if any(row.state in ("failed", "died") for row in rows) else 0
+    return 1 if damaged or any(row.state in ("failed", "died") for row in rows) else 0
 
 
 if __name__ == "__main__":

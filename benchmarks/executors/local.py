@@ -21,7 +21,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.executors.pool import Ended, Pool, Slot, train_command
+from benchmarks.executors.pool import Ended, Pool, Slot, Worker, train_command
 from planet.progress import duration
 from planet.run_dir import RunDir
 
@@ -43,10 +43,10 @@ def execute(
     with _signals(pool, display), display:
         while True:
             begun, ended = pool.step()
-            for worker in begun:
-                display.begun(worker.path)
-            for result in ended:
+            for result in ended:  # first: their slots are what others began in
                 display.ended(result)
+            for worker in begun:
+                display.begun(worker)
             if pool.finished:
                 return pool.ended
             display.refresh()
@@ -108,9 +108,11 @@ class _Display:
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
 
-    def begun(self, path: Path) -> None:
-        if not self._live:
-            self.say(f"begun   {self._names(path)}")
+    def begun(self, worker: Worker) -> None:
+        if worker.killed_by:
+            self.say(f"again   {self._names(worker.path)} (killed by {worker.killed_by})")
+        elif not self._live:
+            self.say(f"begun   {self._names(worker.path)}")
 
     def ended(self, result: Ended) -> None:
         self._counts[result.outcome] = self._counts.get(result.outcome, 0) + 1

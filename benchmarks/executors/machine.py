@@ -102,7 +102,7 @@ def slots(
     total = cores()
     if gpus:
         places = [gpu for _ in range(runs_per_gpu) for gpu in gpus]
-        why = f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''} x {runs_per_gpu} runs"
+        why = f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''} x {runs_per_gpu} run{'s' * (runs_per_gpu > 1)}"
     else:
         places, why = [""] * total, f"{total} core{'s' if total > 1 else ''}"
     limit, free, need = len(places), free_bytes(), max(map(run_bytes, configs), default=0)

@@ -42,6 +42,8 @@ class Worker:
     process: subprocess.Popen[bytes]
     output_start: int
     """Length of the output file when this worker began."""
+    killed_by: str = ""
+    """The signal that ended this run's worker before, where it is started again for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Ended:
 class Deaths:
     count: int = 0
     checkpoint: float = 0.0
+    signal: str = ""
 
 
 def train_command(path: Path) -> list[str]:
@@ -141,7 +144,8 @@ class Pool:
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **slot.environment},
                 start_new_session=True,
             )
-            return Worker(path=path, slot=slot, process=process, output_start=output.tell())
+            killed_by = self._deaths.get(path, Deaths()).signal
+            return Worker(path=path, slot=slot, process=process, output_start=output.tell(), killed_by=killed_by)
 
     def _judge(self, worker: Worker, code: int) -> Ended | None:
         """Return how the run ended, or None if it was put back to be started again."""
@@ -162,7 +166,7 @@ class Pool:
             deaths = self._deaths.setdefault(path, Deaths())
             saved = checkpoint_time(run)
             deaths.count = 1 if saved > deaths.checkpoint else deaths.count + 1
-            deaths.checkpoint = saved
+            deaths.checkpoint, deaths.signal = saved, name
             if deaths.count < MAX_DEATHS:
                 self.waiting.appendleft(path)
                 return None

@@ -134,6 +134,53 @@ def test_a_file_in_the_folders_place_is_told_before_the_plan(tmp_path, capsys, r
     assert out == "" and recording.started == []
 
 
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+def test_a_place_where_no_folder_can_be_made_is_told_before_the_plan(capsys, recording, words):
+    assert launch.main([*ONE, *words, "--runs", "/proc/x"]) == 2
+
+    out, error = capsys.readouterr()
+    assert "--runs must be a folder that can be written, but nothing can be made in /proc (" in error
+    assert out == "" and recording.started == []
+
+
+def test_a_folder_of_somebody_else_can_be_looked_at_in_a_dry_run(tmp_path, recording, monkeypatch):
+    (tmp_path / "runs/smoke").mkdir(parents=True)
+
+    def refused(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    assert main(tmp_path, *ONE, "--dry-run") == 0
+    assert main(tmp_path, *ONE) == 2
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+def test_a_run_without_run_json_is_refused_also_in_a_dry_run(tmp_path, capsys, recording, words):
+    main(tmp_path, *ONE)
+    run = RunDir(tmp_path / "runs/smoke/base/cartpole_swingup/seed_0")
+    run.run_json.unlink()
+    run.checkpoints.mkdir()
+
+    assert main(tmp_path, *ONE, *words) == 2
+    assert f"{run.path} holds a run without run.json" in capsys.readouterr().err
+    assert len(recording.started) == 1 and not run.run_json.exists()
+
+
+@pytest.mark.parametrize("words", [[], ["--retry-failed"], ["--dry-run"]])
+@pytest.mark.parametrize("state", ["stopped", "failed"])
+def test_a_retry_is_not_promised_to_a_run_without_checkpoint(tmp_path, capsys, recording, state, words):
+    main(tmp_path, *ONE)
+    run = RunDir(tmp_path / "runs/smoke/base/cartpole_swingup/seed_0")
+    run.write_status({"state": state, "error": "x" if state == "failed" else None})
+    run.metrics_jsonl.write_text('{"wall_seconds": 1e6}\n{"wall_seconds": 1e6}\n')
+    capsys.readouterr()
+
+    assert main(tmp_path, *ONE, *words) == (0 if words == ["--dry-run"] else 1)
+    out = capsys.readouterr().out
+    assert "1 failed run without checkpoint cannot go on; --runs ELSEWHERE starts anew" in out
+    assert "--retry-failed" not in out and len(recording.started) == 1
+
+
 def test_a_folder_that_cannot_be_written_is_told_before_anything_starts(tmp_path, capsys, recording, monkeypatch):
     def refused(*_, **__):
         raise PermissionError(13, "Permission denied")
@@ -205,7 +252,7 @@ def test_only_what_is_missing_is_started(tmp_path, recording, capsys):
         "done finished",
         "failed 13 s ValueError: x",
         "resume 13 s stopped at",
-        "1 failed runs are left as they are",
+        "1 failed run is left as it is; --retry-failed starts it again",
     ):
         assert line in " ".join(out.split())
 
@@ -315,6 +362,33 @@ def test_paper_size_without_a_gpu_names_its_cost_and_the_quick_preset(tmp_path, 
     assert "days a run on one processor core" in out and "--preset quick" in out
     main(tmp_path, "--suite", "fig12", "--executor", "local", "--dry-run")  # nothing is learned, no GPU would help
     assert "GPU" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "first", "told"),
+    [
+        ([], None, "1 thread each"),  # smoke's own number
+        (["runtime.threads=0"], None, "8 threads each"),
+        (["runtime.threads=3"], None, "3 threads each"),
+        (["runtime.threads=0"], 2, "2 or 8 threads each"),
+        (["runtime.threads=0", "planner.dynamics=simulator"], 2, "8 threads each"),
+    ],
+)
+def test_the_plan_says_how_many_threads_the_runs_compute_with(tmp_path, capsys, monkeypatch, changes, first, told):
+    monkeypatch.setattr(machine, "cores", lambda: 16)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the launcher's own
+    monkeypatch.setattr(dispatch.Local, "start", lambda *_: 0)
+    words = ["--tasks", "cartpole_swingup", "--seeds", "2", "--preset", "smoke", "--executor", "local"]
+    words += ["--set", *changes] if changes else []
+    main(tmp_path, *words)
+    if first:
+        run = RunDir(next(tmp_path.glob("runs/smoke/*/cartpole_swingup/seed_0")))
+        run.record_start(threads=first)
+    capsys.readouterr()
+    main(tmp_path, *words, "--dry-run")
+
+    assert f"), {told}" in capsys.readouterr().out
 
 
 def test_a_machine_that_cannot_draw_is_told_before_any_run_starts(tmp_path):

@@ -182,6 +182,20 @@ def test_a_folder_with_another_configuration_stops_the_whole_plan(tmp_path):
     assert "is damaged" in caught.value.problems[1]
 
 
+@pytest.mark.parametrize("part", ["episodes", "checkpoints", "episodes.jsonl"])
+def test_a_run_whose_run_json_is_gone_is_not_begun_under_another_name(tmp_path, part):
+    planned = expand(tmp_path, seeds=(0, 1))
+    run = create(planned.runs[0])
+    run.run_json.unlink()
+    assert states(planned) == [("new", "never started")] * 2  # a folder that was never finished
+    (run.path / part).mkdir()
+
+    with pytest.raises(PlanError) as caught:
+        plan.examine(planned)
+    (problem,) = caught.value.problems
+    assert f"{run.path} holds a run without run.json; bring that file back, or move the whole directory" in problem
+
+
 def test_examining_writes_nothing(tmp_path):
     planned = expand(tmp_path)
     plan.examine(planned)

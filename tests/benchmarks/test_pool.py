@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.executors import pool
+from benchmarks.executors import local, pool
 from benchmarks.executors.pool import Pool, Slot
 from planet.lease import Lease, look
 from planet.presets import resolve
@@ -198,6 +198,15 @@ def command(path):
 ended = local.execute(paths, [Slot("0", {}), Slot("1", {})], names=lambda p: p.name, command=command)
 print("ended", sorted((e.path.name, e.outcome) for e in ended))
 """
+
+
+def test_the_launcher_tells_ends_before_beginnings_and_what_was_killed(tmp_path, capsys):
+    runs = [make(tmp_path, "r0", "die"), make(tmp_path, "r1")]
+    local.execute([run.path for run in runs], [Slot("0", {})], names=lambda path: path.name, command=command)
+
+    assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "begun   r0", "again   r0 (killed by SIGKILL)", "done    r0  1 s", "begun   r1", "done    r1  1 s"
+    ]  # fmt: skip
 
 
 def launch(runs):

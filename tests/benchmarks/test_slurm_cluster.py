@@ -284,7 +284,7 @@ def test_a_cancelled_run_goes_on_when_launched_again_and_ends_like_an_unbroken_o
     at_work(run, cluster)
     assert f"scancel {job(runs)}" in status(runs, "cancel")
     until(lambda: rows(runs)[0]["state"] in ("stopped", "died"), 30, "the cancelled run has ended", cluster)
-    assert "submitted 1 runs in 1 jobs" in launch(runs, *ONE, "--seeds", "1")
+    assert "submitted 1 run in 1 job" in launch(runs, *ONE, "--seeds", "1")
     done(run, cluster)
 
     assert len(starts(run)) == 2
@@ -315,7 +315,7 @@ def test_a_killed_process_is_started_again_and_a_killed_job_by_the_next_launch(r
 
 def test_one_signal_saves_all_runs_of_a_pack(runs, cluster, unbroken):
     out = launch(runs, *ONE, "--seeds", "2", "--runs-per-gpu", "2")
-    assert "submitted 2 runs in 1 jobs" in out
+    assert "submitted 2 runs in 1 job" in out
     pair = [directory(runs, seed) for seed in range(2)]
     for run in pair:
         at_work(run, cluster)
@@ -342,8 +342,8 @@ def test_an_exception_is_shown_and_the_run_can_be_retried(runs, cluster):
     assert "GLFW" in status(runs)
     told = status(run.path, "logs")
     assert "Traceback" in told and "RunsFailed" in told
-    assert "1 failed runs are left as they are" in launch(runs, *words, code=1)
-    assert "submitted 1 runs" in launch(runs, *words, "--retry-failed")
+    assert "1 failed run is left as it is" in launch(runs, *words, code=1)
+    assert "submitted 1 run" in launch(runs, *words, "--retry-failed")
     assert rows(runs)[0]["state"] in ("waiting", "running")
     until(lambda: state(run) == "done", 150, "the retried run is done", cluster)
 
@@ -376,7 +376,7 @@ def test_launching_from_inside_an_allocation_works(runs, cluster):
     ]
     command = [sys.executable, str(ROOT / "benchmarks" / "launch.py"), *words, "--runs", str(runs)]
     out = cluster.run("srun", "--ntasks=1", "--cpus-per-task=2", "--gpus-per-node=2", "--partition=low", *command)
-    assert "submitted 1 runs" in out
+    assert "submitted 1 run" in out
     run = directory(runs, variant="base")
     done(run, cluster)
 
@@ -399,4 +399,4 @@ def test_a_refused_submission_says_why_and_can_be_repeated(runs, cluster):
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done_.returncode == 2 and "invalid partition" in done_.stderr and "Traceback" not in done_.stderr
-    assert "submitted 1 runs" in launch(runs, *ONE, "--seeds", "1")
+    assert "submitted 1 run" in launch(runs, *ONE, "--seeds", "1")

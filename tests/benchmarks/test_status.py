@@ -129,13 +129,54 @@ def test_a_run_with_a_wrong_field_is_a_failed_row_beside_the_others(runs, capsys
     assert status.main(["cancel", str(runs)]) == 0
 
 
-def test_a_plan_of_another_shape_is_named(runs, capsys):
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("garbage", "Expecting value"),
+        ('{"runs": [{"variant": "base"}]}', "runs must be a list of objects with variant"),
+    ],
+)
+def test_a_damaged_plan_is_named_beside_the_runs_of_the_others(runs, capsys, text, what):
+    cells = [Cell(task="cheetah_run", variant="base")]
+    plan.write(plan.expand(cells, (0, 1), preset="smoke", runs=runs, suite="mine"))
     make(runs, 0, state="done")
-    (runs / "smoke/plans").mkdir()
-    (runs / "smoke/plans/mine.json").write_text('{"runs": [{"variant": "base"}]}')
+    make(runs, 7, state="done")
+    (runs / "smoke/plans/custom.json").write_text(text)
 
-    assert status.main([str(runs)]) == 2
-    assert "plans/mine.json is damaged (runs must be a list of objects with variant" in capsys.readouterr().err
+    code, found = rows(capsys, runs)
+    assert code == 1 and [row["run"][-1] + row["state"] for row in found] == ["0done", "7done", "1new"]
+    assert status.main([str(runs)]) == 1
+    out, err = capsys.readouterr()
+    assert "3 runs: 1 new, 2 done" in out and f"plans/custom.json is damaged ({what}" in err
+    assert err.endswith("; move it away, benchmarks/launch.py writes it anew\n")
+    assert status.main([str(runs), "--watch"]) == 0
+    assert "plans/custom.json is damaged" in "".join(capsys.readouterr().out.split("\n"))
+
+
+def test_a_damaged_plan_stops_what_asks_for_it_or_acts(runs, capsys):
+    plan.write(plan.expand([Cell(task="cheetah_run", variant="base")], (0,), preset="smoke", runs=runs, suite="mine"))
+    make(runs, 0, state="done")
+    (runs / "smoke/plans/custom.json").write_text("garbage")
+
+    assert status.main([str(runs), "--suite", "mine"]) == 0  # another's plan is not read
+    for words in ([str(runs), "--suite", "custom"], ["cancel", str(runs)], ["retry", str(runs)]):
+        assert status.main(words) == 2
+        assert "plans/custom.json is damaged" in capsys.readouterr().err
+
+
+def test_a_planned_run_whose_run_json_is_gone_is_failed_and_not_new(runs, capsys):
+    plan.write(plan.expand([Cell(task="cheetah_run", variant="base")], (0,), preset="smoke", runs=runs))
+    run = make(runs, 0, state="done")
+    run.episodes_jsonl.touch()
+    run.run_json.unlink()
+    code, (row,) = rows(capsys, runs)
+
+    assert code == 1 and row["state"] == "failed" and "holds a run without run.json" in row["error"]
+
+
+def test_a_command_misspelt_is_told_its_name(capsys):
+    assert status.main(["cancle", "runs/smoke"]) == 2
+    assert "no folder and no command 'cancle'; perhaps cancel" in capsys.readouterr().err
 
 
 def test_retry_takes_numbers_of_runs_above_0_only(runs, capsys):
@@ -258,6 +299,15 @@ def test_retry_starts_failed_and_died_runs_only(runs, capsys, monkeypatch):
     assert started == ["seed_1", "seed_3"]
 
 
+def test_a_run_without_checkpoint_is_not_retried(runs, capsys):
+    run = make(runs, 0, state="stopped", episode=3)
+    (run.checkpoints / "latest.pt").unlink()
+
+    assert status.main(["retry", str(runs), "--executor", "inline"]) == 1
+    out, err = capsys.readouterr()
+    assert "no run to start again" in out and f"cannot go on: {run.lost_checkpoint()}" in err
+
+
 def test_logs_hold_the_log_the_exception_and_the_jobs_words(runs, capsys, squeue):
     run = make(runs, 0, state="failed", error="ValueError: NaN", traceback="Traceback\nValueError: NaN")
     run.log.write_text("12:00 episode 1\n")
@@ -289,7 +339,7 @@ def test_watching_ends_when_nothing_runs(runs, capsys):
     make(runs, 0, state="done", episode=4, episodes_total=4)
 
     assert status.main([str(runs), "--watch"]) == 0
-    assert "1 runs: 1 done" in capsys.readouterr().out
+    assert "1 run: 1 done" in capsys.readouterr().out
 
 
 def test_a_run_that_is_done_is_read_once(runs, monkeypatch):
