@@ -442,7 +442,7 @@ def test_a_sweep_interrupted_goes_on_when_typed_again(tmp_path):
             time.sleep(0.1)
         launcher.send_signal(signal.SIGINT)
         output, _ = launcher.communicate(timeout=120)
-        assert launcher.returncode == 75 and "the same command goes on where they stopped" in output
+        assert launcher.returncode == 75 and "the same command goes on where it stopped" in output
         assert status()["state"] == "stopped"
         return status()["updates"]
 
