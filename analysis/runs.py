@@ -53,7 +53,7 @@ PROBLEMS: dict[Kind, str] = {
     "stale": "stale: says it runs, silent for more than ten minutes",
     "short": "short: says it is done, with rows missing",
     "split": "not pooled: settings differ within one variant",
-    "mixed": "pooled over tasks that differ in it",
+    "mixed": "pooled over tasks that are not alike",
     "code": "code: uncommitted changes, or something changed between two starts",
     "torn": "broken lines, skipped",
     "stopped": "stopped before the end",

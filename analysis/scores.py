@@ -248,7 +248,9 @@ def glance(results: Results) -> list[tuple[str, str]]:
         means = scores.groupby("task")["score"].mean()
         paper = published.table1().set_index("method").loc["PlaNet", list(means.index)].astype(float).mean()
         tasks = f"{len(means)} task{'s' * (len(means) > 1)} ({len(scores)} run{'s' * (len(scores) > 1)})"
-        trained = sorted({run.train_episodes for run in results.runs if run.series == "base" and run.train_episodes})
+        scored = set(zip(scores["task"], scores["seed"], strict=True))
+        ended = [run for run in results.runs if run.series == "base" and {(t, run.seed) for t in run.tasks} & scored]
+        trained = sorted({run.train_episodes for run in ended if run.train_episodes})
         after = "" if trained == [published.EPISODES] else f" after {' or '.join(f'{n:,}' for n in trained)} episodes"
         its = " there" if not after else f" after {published.EPISODES:,}"
         what = f"PlaNet's mean final return over {tasks}{after}; the paper's{its}: {paper:.0f}"
