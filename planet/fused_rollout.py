@@ -67,13 +67,13 @@ class FusedRollout:
         w_s, w_h = first.weight.to(dtype).split([s, d], dim=1)
         w_1 = torch.cat([w_h, w_s, w_s.new_zeros(len(w_s), fill)], dim=1)
         w_3, b_3 = reward.output.weight.to(dtype), reward.output.bias
-        self.layers = [(w_1, first.bias.to(dtype)), *((x.weight.to(dtype), x.bias.to(dtype)) for x in layers)]
-        self.output = w_3, b_3.to(dtype)
-        self.reward = (
-            fused.Rewards(w_1, first.bias, self.layers[1][0], layers[0].bias, w_3, b_3, rssm.activation)
-            if len(layers) == 1
-            else None
-        )
+        self.reward, self.layers = None, []
+        if len(layers) == 1:
+            w_2, b_2 = layers[0].weight.to(dtype), layers[0].bias
+            self.reward = fused.Rewards(w_1, first.bias, w_2, b_2, w_3, b_3, rssm.activation)
+        else:
+            self.layers = [(w_1, first.bias.to(dtype)), *((x.weight.to(dtype), x.bias.to(dtype)) for x in layers)]
+            self.output = w_3, b_3.to(dtype)
 
     def __call__(
         self, actions: Float[Tensor, "env row horizon action"], noise: Float[Tensor, "env horizon row stoch"]

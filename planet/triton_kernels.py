@@ -317,7 +317,6 @@ def gradient_to_deter(
     w_d = _read(w_deter, k * w_deter_stride, unit, of_hidden, of_units)
     if LATER:
         w_s = _read(w_stoch, k * w_stoch_stride, i, of_hidden, of_stoch)
-    if LATER:
         g_x = _read(g_x_later, row * hidden, k, of_rows, of_hidden)
         to_mean, to_raw = _read(slope_s, at, i, of_rows, of_stoch), _read(slope_s, at, stoch + i, of_rows, of_stoch)
     g_mean, g_raw = _read(g_output, at, i, of_rows, of_stoch), _read(g_output, at, stoch + i, of_rows, of_stoch)

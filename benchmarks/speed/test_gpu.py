@@ -15,12 +15,9 @@ import torch
 from benchmarks.speed.test_model import ACTIONS, batch_of, config_of, model_of
 from planet import fused, hardware
 from planet.agent import Agent
-from planet.cuda_graph import WARM_UP, CudaGraph
+from planet.cuda_graph import WARM_UP
 from planet.device_replay import DeviceBatch
-from planet.fused import Tile
-from planet.fused_rollout import FusedRollout
 from planet.learner import Learner
-from planet.rssm import RSSM
 
 triton = pytest.importorskip("triton")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")]
@@ -33,8 +30,7 @@ def kernels(request: pytest.FixtureRequest, benchmark: Any, monkeypatch: pytest.
     """With the kernels of `planet.fused`, and without."""
     benchmark.extra_info["kernels"] = request.param
     if request.param == "torch":
-        monkeypatch.setattr(fused, "tiles_for", lambda *_, **__: None)
-        monkeypatch.setattr(fused, "refits", lambda *_: False)
+        monkeypatch.setenv(fused.SWITCH, "0")  # pictures, too
     elif fused.tiles_for(torch.device("cuda:0"), (200, 200, 30), 50) is None:
         pytest.skip("Triton cannot compile here")
 
@@ -79,39 +75,3 @@ def test_decision_on_a_gpu(benchmark: Any, envs: int, precision: str) -> None:
         _, state = agent.act(state, frames, action_noise=0.3)
 
     measure(benchmark, f"decision of {envs}", act, precision)
-
-
-TILES = [
-    fused.Tiles(deter, stoch)
-    for deter in (Tile(32, 32, 64, 4, 3, early=True), Tile(64, 32, 64, 4, 3), Tile(128, 64, 64, 8, 3))
-    for stoch in (Tile(16, 0, 64, 8, 3), Tile(16, 0, 64, 8, 3, early=True), Tile(64, 0, 64, 8, 3))
-]
-
-
-@pytest.mark.parametrize("tiles", TILES, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("envs", [1, 10])
-def test_rollout_with_tiles_on_a_gpu(
-    benchmark: Any, envs: int, dtype: torch.dtype, tiles: fused.Tiles, kernels: None
-) -> None:
-    """Which of them `planet.fused` should take: all iterations of a plan are ten of these."""
-    if benchmark.extra_info["kernels"] == "torch":
-        pytest.skip("has no tiles")
-    device, config, rows = torch.device("cuda:0"), config_of("paper"), 1000
-    hardware.use(device)
-    model = model_of(config).to(device)
-    rssm = model.transition
-    assert isinstance(rssm, RSSM)
-    g = torch.Generator(device).manual_seed(0)
-    state = model.initial(envs)
-    actions = torch.rand(envs, rows, 12, ACTIONS, generator=g, device=device)
-    noise = torch.randn(envs, 12, rows, rssm.stoch_size, generator=g, device=device)
-    try:
-        with torch.no_grad():
-            rollout = FusedRollout(rssm, model.reward, state, rows=rows, horizon=12, tiles=tiles, dtype=dtype)
-        run = CudaGraph(torch.no_grad()(lambda actions, noise: {"returns": rollout(actions, noise)}))
-        run(actions, noise)
-    except triton.runtime.errors.OutOfResources as error:
-        pytest.skip(str(error))
-
-    measure(benchmark, "rollout", lambda: run(actions, noise))
