@@ -71,7 +71,7 @@ class Row:
 
 def find(folder: Path, depth: int = 5) -> Iterator[Path]:
     """Yield the run directories in a folder, sorted; the folder itself if it is one."""
-    if (folder / "run.json").exists():
+    if any((folder / name).exists() for name in ("run.json", "config.toml")):  # one without the other is damaged
         yield folder
         return
     if depth == 0 or not folder.is_dir():

@@ -64,6 +64,20 @@ class _Damaged(Exception):
     """A file torch cannot read."""
 
 
+def begun_anew(run_dir: RunDir, every_seconds: float) -> str | None:
+    """Return what to tell where a run was started before, but never got as far as a checkpoint; else None.
+
+    Args:
+        every_seconds: `runtime.checkpoint_seconds`.
+    """
+    if len(run_dir.run()["starts"]) < 2:  # the last one is this one
+        return None
+    return (
+        "begun anew at the first episode: no checkpoint had been written yet "
+        f"(runtime.checkpoint_seconds is {every_seconds:g})"
+    )
+
+
 def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location=device, weights_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -81,6 +81,10 @@ class PatientEnv(Protocol):
     def begin_step(self, action: Float32[np.ndarray, " action"]) -> None: ...
 
     def end_step(self) -> Step: ...
+
+
+MakeEnv = Callable[[Task, EnvConfig], Env]
+"""What a run gets its environments from: `make_env`, or a function of your own for other environments."""
 
 
 def make_env(task: Task, config: EnvConfig) -> DMControlEnv:

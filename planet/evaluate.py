@@ -20,10 +20,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from planet import checkpoint, gl, hardware, streams, tasks
+from planet import checkpoint, gl, hardware, held_out, streams, tasks
 from planet.agent import Agent
 from planet.config import Config, override, parse_changes
-from planet.envs import Env, PadActions, make_env
+from planet.envs import Env, MakeEnv, PadActions, make_env
 from planet.prediction import write_open_loop
 from planet.rollout import Episode, run_episodes
 from planet.run_dir import RunDir, writable_folder
@@ -81,7 +81,11 @@ def load_agent(run_dir: RunDir, config: Config, device: torch.device) -> tuple[A
     return agent, progress["episodes"]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, make_env: MakeEnv = make_env) -> int:
+    """Evaluate as the command line says; return the exit code.
+
+    `make_env` as for `planet.train.train`: a run in an environment of your own needs yours.
+    """
     parser = argparse.ArgumentParser(prog="python -m planet.evaluate", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--episodes", type=int, help="episodes per task (default 10)")
@@ -98,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print returns as JSON instead of a table")
     arguments = parser.parse_args(argv)
     try:
-        return _main(arguments)
+        return _main(arguments, make_env)
     except (ValueError, KeyError, OSError, checkpoint.CheckpointError) as error:
         print(f"planet.evaluate: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2
@@ -132,7 +136,7 @@ def with_planner(config: Config, changes: Mapping[str, str]) -> Config:
     return override(config, changes)
 
 
-def _main(arguments: argparse.Namespace) -> int:
+def _main(arguments: argparse.Namespace, make_env: MakeEnv) -> int:
     if arguments.open_loop:
         _check_alone(arguments)
     num_episodes = 10 if arguments.episodes is None else arguments.episodes
@@ -148,6 +152,11 @@ def _main(arguments: argparse.Namespace) -> int:
     chosen = names if arguments.task is None else [tasks.canonical(arguments.task)]
     if not set(chosen) <= set(names):
         raise ValueError(f"{run_dir.path} acts in {', '.join(names)}, not in {chosen[0]}")
+    if arguments.open_loop and not any(map(held_out.available, members)):
+        raise ValueError(
+            f"--open-loop: there are no held-out episodes of {', '.join(names)} to predict; planet/held_out.npz has "
+            "those of the suite's own tasks"
+        )
     gl.choose_backend()
     device = hardware.resolve_device(arguments.device, "--device")
     torch.set_num_threads(hardware.resolve_threads(config.runtime.threads))

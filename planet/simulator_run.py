@@ -175,6 +175,8 @@ class SimulatorRun:
         content = checkpoint.load(self.run_dir.checkpoints)
         if content is None:
             self.recorder.truncate({})
+            if said := checkpoint.begun_anew(self.run_dir, self.config.runtime.checkpoint_seconds):
+                self.display.line(said)
             return
         self.progress = Progress(**content["progress"])
         self.actions = list(content["actions"].numpy())

@@ -30,9 +30,9 @@ from torch import Tensor
 from planet import checkpoint, gl, hardware, streams, tasks
 from planet.agent import Agent, NonFiniteAction
 from planet.cem import NonFiniteScore
-from planet.config import Config, EnvConfig
+from planet.config import Config
 from planet.device_replay import make_replay
-from planet.envs import Env, PadActions, make_env, renderer_of
+from planet.envs import Env, MakeEnv, PadActions, make_env, renderer_of
 from planet.episode_store import EpisodeStore
 from planet.evaluate import evaluate
 from planet.learner import Learner, Sequences
@@ -51,8 +51,6 @@ from planet.world_model import WorldModel
 STATUS_EVERY_SECONDS = 2.0
 PHASES = ("train", "plan", "env", "eval")
 ADVICE = "the last good checkpoint is kept. Lower optimizer.learning_rate or use runtime.precision=float32"
-
-MakeEnv = Callable[[Task, EnvConfig], Env]
 
 
 class Stopped(Exception):
@@ -394,11 +392,8 @@ class Trainer:
         if content is None:
             self.recorder.truncate({})
             self.store.truncate(None)
-            if len(self.run_dir.run()["starts"]) > 1:  # the last one is this one
-                self.display.line(
-                    "begun anew at episode 1: no checkpoint had been written yet "
-                    f"(runtime.checkpoint_seconds is {self.config.runtime.checkpoint_seconds:g})"
-                )
+            if said := checkpoint.begun_anew(self.run_dir, self.config.runtime.checkpoint_seconds):
+                self.display.line(said)
             return
         self.progress = Progress(**content["progress"])
         self.learner.load_state_dict(content["learner"])

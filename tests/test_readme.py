@@ -34,10 +34,11 @@ def test_the_library_example_builds_the_papers_model_and_plans(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_own_environment_example_trains(tmp_path):
+def test_the_own_environment_example_trains_and_acts(tmp_path):
     printed = run(EXAMPLES[1], tmp_path)
 
-    assert "done in" in printed
+    assert "done in" in printed and "dot" in printed.split("done in")[1]
+    assert len(list((tmp_path / "runs/smoke/base/dot/seed_0/videos").glob("evaluation_00004_dot_*.gif"))) == 3
     assert (tmp_path / "runs/smoke/base/dot/seed_0/checkpoints/latest.pt").exists()
 
 

@@ -174,6 +174,17 @@ def test_a_planned_run_whose_run_json_is_gone_is_failed_and_not_new(runs, capsys
     assert code == 1 and row["state"] == "failed" and "holds a run without run.json" in row["error"]
 
 
+def test_a_run_without_run_json_that_no_plan_names_is_failed_and_not_hidden(runs, capsys):
+    make(runs, 0, state="done")
+    run = make(runs, 1, state="done")
+    run.episodes_jsonl.touch()
+    run.run_json.unlink()
+    code, found = rows(capsys, runs)
+
+    assert code == 1 and [row["state"] for row in found] == ["done", "failed"]
+    assert f"{run.path} holds a run without run.json" in found[1]["error"]
+
+
 def test_a_command_misspelt_is_told_its_name(capsys):
     assert status.main(["cancle", "runs/smoke"]) == 2
     assert "no folder and no command 'cancle'; perhaps cancel" in capsys.readouterr().err

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from planet import checkpoint, evaluate
+from planet import checkpoint, evaluate, tasks
 from planet.config import Config
+from planet.counting_env import CountingEnv
 from planet.presets import resolve
 from planet.profile import random_episode
 from planet.run_dir import RunDir
 from planet.world_model import WorldModel
 
 
-def trained_run(path: Path, *, weights_seed: int = 0, preset: str = "smoke") -> RunDir:
+def trained_run(path: Path, *, weights_seed: int = 0, preset: str = "smoke", task: str = "cartpole_swingup") -> RunDir:
     """A run with a checkpoint as training leaves it, of a model with untrained weights."""
-    config = resolve("cartpole_swingup", preset=preset, changes={"runtime.device": "cpu", "runtime.threads": 1})
+    config = resolve(task, preset=preset, changes={"runtime.device": "cpu", "runtime.threads": 1})
     run = RunDir.create(path, config, preset=preset, variant="base")
     parameters = model(config, weights_seed).state_dict()
     learner = {"world_model": parameters, "optimizer": {name: value * 2 for name, value in parameters.items()}}
@@ -206,6 +207,35 @@ def test_a_wrong_number_or_task_is_refused_before_the_agent_is_loaded(tmp_path, 
 
     assert evaluate.main([str(run.path), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def own_task(monkeypatch):
+    monkeypatch.setattr(tasks, "TASKS", dict(tasks.TASKS))
+    tasks.register(tasks.Task(name="count", domain="", task="", action_repeat=1, action_size=1))
+
+
+def test_a_run_in_an_environment_of_ones_own_is_evaluated_in_it(tmp_path, capsys, own_task):
+    run = trained_run(tmp_path / "seed_0", task="count")
+    made = []
+
+    def make_env(task, config):
+        made.append((task.name, config.action_repeat))
+        return CountingEnv(action_size=1, agent_steps=6)
+
+    assert evaluate.main([str(run.path), "--episodes", "2", "--device", "cpu", "--json"], make_env=make_env) == 0
+    assert made == [("count", 1)] * 2
+    assert len(json.loads(capsys.readouterr().out)["returns"]["count"]) == 2
+
+
+def test_open_loop_needs_held_out_episodes(tmp_path, capsys, own_task):
+    run = trained_run(tmp_path / "seed_0", task="count")
+    run.predictions.mkdir()
+    (run.predictions / "strip_count_0.png").touch()
+
+    assert evaluate.main([str(run.path), "--open-loop", "--device", "cpu"]) == 2
+    assert "--open-loop: there are no held-out episodes of count" in capsys.readouterr().err
+    assert (run.predictions / "strip_count_0.png").exists()
 
 
 @pytest.mark.parametrize("option", ["--video", "--open-loop"])

@@ -101,6 +101,22 @@ def test_an_interrupted_run_ends_with_the_rows_of_an_unbroken_one(
     assert starts == 4
     assert rows_of(broken) == rows_of(whole)
     assert len(broken.run()["starts"]) == 4
+    assert "begun anew" not in broken.log.read_text()
+
+
+def test_one_killed_before_its_first_checkpoint_says_that_it_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = create(tmp_path / "run")
+
+    def killed(self: SimulatorRun, *arguments: Any) -> Any:
+        raise Killed
+
+    monkeypatch.setattr(SimulatorRun, "_plan", killed)
+    for times in (0, 1):
+        with pytest.raises(Killed):
+            train.train(run_dir.path)
+        assert run_dir.log.read_text().count("begun anew at the first episode") == times
 
 
 def test_a_failure_is_told_in_the_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

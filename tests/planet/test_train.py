@@ -274,7 +274,7 @@ def test_an_exported_agent_is_not_trained_over(tmp_path, capsys):
 
 def test_a_run_killed_before_its_first_checkpoint_says_that_it_begins_anew(tmp_path):
     run = create(tmp_path / "seed_0", tiny(**{"schedule.updates": 1, "schedule.train_episodes": 1}))
-    said = "begun anew at episode 1: no checkpoint had been written yet (runtime.checkpoint_seconds is 0)"
+    said = "begun anew at the first episode: no checkpoint had been written yet (runtime.checkpoint_seconds is 0)"
 
     class Killed(BaseException):
         pass
