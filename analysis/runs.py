@@ -34,6 +34,8 @@ STALE_SECONDS = 600
 NO_MATTER = ("env.picture", "schedule.open_loop_episodes")
 """Settings that runs of one curve may differ in: pictures are looked at by how they were drawn, the other is of
 predictions/ alone."""
+LATER = {"planner.refit_clipped": True}
+"""Settings that came after the first runs, with what those did: `planet.config.LATER`."""
 TASKS = ("cartpole_swingup", "reacher_easy", "cheetah_run", "finger_spin", "cup_catch", "walker_walk")
 """The paper's six tasks in the order of its figures; tasks of other names follow them alphabetically."""
 
@@ -168,7 +170,9 @@ class Run:
             for section, table in self.config.items() if isinstance(table, dict)
             for key, value in table.items()
         }  # fmt: skip
-        return {key: value for key, value in flat.items() if not key.startswith("runtime.") and key not in NO_MATTER}
+        return LATER | {
+            key: value for key, value in flat.items() if not key.startswith("runtime.") and key not in NO_MATTER
+        }
 
     @property
     def dynamics(self) -> str:

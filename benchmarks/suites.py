@@ -77,7 +77,7 @@ FIG12_GRID: dict[str, tuple[float, ...]] = {
 
 _PLANNER = ("horizon_6", "horizon_8", "horizon_10", "horizon_14", "iterations_3", "iterations_5", "iterations_15",
             "candidates_100", "candidates_300", "candidates_500", "elites_5pct", "elites_30pct", "elites_50pct",
-            "warm_start", "samples_4")  # fmt: skip
+            "warm_start", "samples_4", "refit_unclipped")  # fmt: skip
 
 SUITES: dict[str, Suite] = {
     suite.name: suite

@@ -169,6 +169,7 @@ class Agent:
                 iterations=planner.iterations,
                 init_std=planner.init_std,
                 min_std=planner.min_std,
+                refit_clipped=planner.refit_clipped,
                 generators=state.generators,
                 device=self.device,
                 start_mean=self._warm_start(state.plan),
@@ -253,7 +254,7 @@ class Agent:
             )
             plan, undefined = cem.search(
                 score, action_noise.transpose(0, 1), elites=planner.num_elites, init_std=planner.init_std,
-                min_std=planner.min_std, start_mean=start,
+                min_std=planner.min_std, refit_clipped=planner.refit_clipped, start_mean=start,
             )  # fmt: skip
         return {
             "deter": belief.deter, "stoch": belief.stoch, "mean": belief.mean, "std": belief.std, "plan": plan.mean,

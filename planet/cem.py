@@ -48,12 +48,14 @@ def plan(
     device: torch.device,
     init_std: float = 1.0,
     min_std: float = 0.0,
+    refit_clipped: bool = True,
     start_mean: Float[Tensor, "env horizon action"] | None = None,
 ) -> Plan:
     """Return the mean and standard deviation after `iterations` refits to the `elites` best of `candidates` sequences.
 
     Candidates are Gaussian, clipped to [-1, 1]; the deviation is that of the clipped elites, sqrt(var + 1e-6) with the
     population's variance (the paper prints a mean absolute deviation; the released code does this), at least `min_std`.
+    With `refit_clipped=False` mean and deviation are those of the elites as they were drawn, which may lie outside.
     The first mean is `start_mean`, else zero. `iterations=1, elites=1` is random shooting.
 
     generators: one for each environment, on `device`. An environment's plan depends on its own generator and scores
@@ -67,7 +69,10 @@ def plan(
     if len(generators) != num_envs:
         raise ValueError(f"plan needs one generator for each of the {num_envs} environments, got {len(generators)}")
     noise = draw_noise((iterations, candidates, horizon, action_size), generators, device)
-    found, undefined = search(score, noise, elites=elites, init_std=init_std, min_std=min_std, start_mean=start_mean)
+    found, undefined = search(
+        score, noise, elites=elites, init_std=init_std, min_std=min_std, refit_clipped=refit_clipped,
+        start_mean=start_mean,
+    )  # fmt: skip
     check_defined(undefined, candidates)
     return found
 
@@ -87,6 +92,7 @@ def search(
     elites: int,
     init_std: float = 1.0,
     min_std: float = 0.0,
+    refit_clipped: bool = True,
     start_mean: Float[Tensor, "env horizon action"] | None = None,
 ) -> tuple[Plan, Int[Tensor, "iteration env"]]:
     """Return `plan` with its noise given, and how many scores of each iteration were not a number.
@@ -96,9 +102,9 @@ def search(
     num_envs, candidates, horizon, action_size = noise.shape[1:]
     mean = noise.new_zeros(num_envs, horizon, action_size) if start_mean is None else start_mean
     std = torch.full_like(mean, init_std)
-    few_kernels = fused.refits(noise.device, candidates)
+    few_kernels = refit_clipped and fused.refits(noise.device, candidates)
     found = []
-    proposals = _propose(mean, std, noise[0])
+    proposals, drawn = _propose(mean, std, noise[0], refit_clipped)
     for following in (*noise[1:], None):
         scores = score(proposals)
         if scores.shape != (num_envs, candidates):
@@ -109,19 +115,22 @@ def search(
             mean, std = fused.refit(proposals, scores.contiguous(), elites=elites, min_std=min_std, noise=following)
             continue
         best = scores.topk(elites, dim=1).indices[:, :, None, None]  # [N, K, 1, 1]
-        chosen = proposals.gather(1, best.expand(-1, -1, horizon, action_size))  # [N, K, H, A]
+        chosen = drawn.gather(1, best.expand(-1, -1, horizon, action_size))  # [N, K, H, A]
         mean = chosen.mean(dim=1)
         variance = (chosen - mean[:, None]).square().mean(dim=1)
         std = (variance + 1e-6).sqrt()
         if min_std:
             std.clamp_(min=min_std)
         if following is not None:
-            proposals = _propose(mean, std, following)
+            proposals, drawn = _propose(mean, std, following, refit_clipped)
     return Plan(mean, std), torch.stack(found).isnan().sum(dim=2)
 
 
-def _propose(mean: Tensor, std: Tensor, noise: Tensor) -> Float[Tensor, "env candidate horizon action"]:
-    return torch.addcmul(mean[:, None], std[:, None], noise).clamp_(-1, 1)
+def _propose(mean: Tensor, std: Tensor, noise: Tensor, refit_clipped: bool) -> tuple[Tensor, Tensor]:
+    """Return the candidates [N, J, H, A] to score, and those to refit to."""
+    drawn = torch.addcmul(mean[:, None], std[:, None], noise)
+    clipped = drawn.clamp_(-1, 1) if refit_clipped else drawn.clamp(-1, 1)
+    return clipped, drawn
 
 
 def check_defined(undefined: Int[Tensor, "iteration env"], candidates: int) -> None:

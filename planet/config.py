@@ -175,6 +175,9 @@ class PlannerConfig:
     """Lower bound of the refitted standard deviation."""
     warm_start: bool = False
     """Start from the previous decision's mean, shifted by one step (the paper starts from zero each time)."""
+    refit_clipped: bool = True
+    """Refit to the elites clipped to [-1, 1], as they are executed (the released code); false: as they were drawn (the
+    paper's Algorithm 2 does not mention clipping). Either way they are scored clipped."""
     samples: int = 1
     """State trajectories sampled per candidate; their returns are averaged."""
 
@@ -267,6 +270,9 @@ class RuntimeConfig:
 
 NOT_IDENTITY = ("runtime.device", "runtime.checkpoint_seconds", "runtime.tensorboard")
 """Keys that do not change what a run computes; `identity_hash` leaves them out."""
+LATER: dict[str, Any] = {"planner.refit_clipped": True}
+"""Keys that came after the first runs, with what those did. A config.toml without one is read as if it said so, and
+`identity_hash` leaves it out where it has this value: runs made before stay the runs they are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -507,13 +513,14 @@ def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_toml(text: str, source: str = "config.toml") -> Config:
-    """Return the configuration written by `to_toml`. A missing key is an error: a run reads only its own file."""
+    """Return the configuration written by `to_toml`. A missing key is an error (but for `LATER`): a run reads only its
+    own file."""
     return _complete(parse_toml(text.encode(), source), source)
 
 
 def _complete(table: Mapping[str, Any], source: str) -> Config:
     try:
-        flat = dotted(table)
+        flat = LATER | dotted(table)
         config = override(Config(), typed(flat, toml=True))
     except (KeyError, ValueError) as error:
         raise ValueError(f"{source}: {error.args[0]}") from None
@@ -532,12 +539,16 @@ def load(path: Path) -> Config:
 
 
 def identity_hash(config: Config) -> str:
-    """Return the hash that tells two configurations apart: 16 hex digits over all keys but `NOT_IDENTITY`.
+    """Return the hash that tells two configurations apart: 16 hex digits over all keys but `NOT_IDENTITY` and `LATER`.
 
     A number of elites is the same whether it is given as such or as a fraction of the candidates.
     """
     if config.planner.elite_fraction:
         planner = dataclasses.replace(config.planner, elites=config.planner.num_elites, elite_fraction=0.0)
         config = dataclasses.replace(config, planner=planner)
-    identity = {key: value for key, value in flatten(config).items() if key not in NOT_IDENTITY}
+    identity = {
+        key: value
+        for key, value in flatten(config).items()
+        if key not in NOT_IDENTITY and not (key in LATER and value == LATER[key])
+    }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

@@ -140,7 +140,8 @@ class SimulatorRun:
         plan = cem.plan(
             score, num_envs=1, action_size=action_size, horizon=planner.horizon, candidates=planner.candidates,
             elites=planner.num_elites, iterations=planner.iterations, init_std=planner.init_std,
-            min_std=planner.min_std, generators=[generator], device=torch.device("cpu"), start_mean=start,
+            min_std=planner.min_std, refit_clipped=planner.refit_clipped, generators=[generator],
+            device=torch.device("cpu"), start_mean=start,
         )  # fmt: skip
         self.mean = plan.mean
         return plan.mean[0, 0].clamp(-1, 1).numpy()

@@ -13,7 +13,8 @@ from synthetic_runs import make_run, write_plan
 
 from analysis.gaps import gaps_section
 from analysis.report import main, make_report
-from analysis.runs import BadInput, Problem, Results, load, read_jsonl
+from analysis.runs import LATER, BadInput, Problem, Results, load, read_jsonl
+from planet import config
 
 NOW = 2_000_000_000.0
 DIRTY = {"commit": "c0ffee0123456789", "dirty": True}
@@ -350,3 +351,17 @@ def test_a_json_file_of_another_project_is_not_one_of_ours(tmp_path: Path) -> No
 
     with pytest.raises(BadInput, match="it is not a run directory of this suite"):
         make_report([tmp_path], tmp_path / "report")
+
+
+def test_runs_from_before_a_setting_existed_are_drawn_with_those_that_have_it(tmp_path: Path) -> None:
+    assert LATER == config.LATER
+    old, new = short_run(tmp_path, seed=0), short_run(tmp_path, seed=1)
+    for key in LATER:
+        name = key.split(".")[1]
+        text = "".join(line for line in (old / "config.toml").read_text().splitlines(True) if not line.startswith(name))
+        (old / "config.toml").write_text(text)
+        assert name in (new / "config.toml").read_text()
+
+    results = load([tmp_path], now=NOW)
+
+    assert len({run.series for run in results.runs}) == 1 and not problems(results, "split")

@@ -68,21 +68,32 @@ def test_seven_environments_at_once_equal_seven_single_calls_exactly() -> None:
         assert torch.equal(together.std[n : n + 1], alone.std), n
 
 
-def reference(score: Callable[[Tensor], Tensor], generator: torch.Generator, *, iterations: int, min_std: float = 0.0,
-              init_std: float = 1.0, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+def reference(
+    score: Callable[[Tensor], Tensor],
+    generator: torch.Generator,
+    *,
+    iterations: int,
+    min_std: float = 0.0,
+    init_std: float = 1.0,
+    mean: Tensor | None = None,
+    refit_clipped: bool = True,
+) -> tuple[Tensor, Tensor]:
     """Algorithm 2 for one environment, [H, A], written out; candidates 40, elites 8."""
     noise = torch.randn(iterations, 40, 3, 2, generator=generator)
     mean, std = (torch.zeros(3, 2) if mean is None else mean), torch.full((3, 2), init_std)
     for i in range(iterations):
-        candidates = torch.clip(mean + std * noise[i], -1, 1)
+        drawn = mean + std * noise[i]
+        candidates = torch.clip(drawn, -1, 1)
         order = torch.argsort(score(candidates), descending=True)[:8]
-        elites = candidates[order]
+        elites = candidates[order] if refit_clipped else drawn[order]
         mean = elites.mean(0)
         std = torch.sqrt(elites.var(0, correction=0) + 1e-6).clamp(min=min_std)
     return mean, std
 
 
-@pytest.mark.parametrize("changes", [{}, {"min_std": 0.3}, {"init_std": 0.4}, {"iterations": 1}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"min_std": 0.3}, {"init_std": 0.4}, {"iterations": 1}, {"refit_clipped": False}]
+)
 def test_refits_as_algorithm_2_written_out(changes: dict[str, Any]) -> None:
     score = quadratic(torch.full((3, 2), 0.4))
     settings: dict[str, Any] = {"iterations": 3} | changes
@@ -92,6 +103,20 @@ def test_refits_as_algorithm_2_written_out(changes: dict[str, Any]) -> None:
     mean, std = reference(score, seeded(0)[0], **settings)
     torch.testing.assert_close(plan.mean[0], mean)
     torch.testing.assert_close(plan.std[0], std)
+
+
+def test_unclipped_elites_are_scored_clipped_and_may_lead_outside() -> None:
+    seen = []
+
+    def score(candidates: Tensor) -> Tensor:
+        seen.append(candidates)
+        return candidates.sum(dim=(-2, -1))
+
+    plan = run(score, refit_clipped=False, iterations=3)
+    clipped = run(score, iterations=3)
+
+    assert all(candidates.abs().max() == 1 for candidates in seen)
+    assert plan.mean.max() > 1 and plan.std.min() > clipped.std.max()  # at the wall nothing narrows the search
 
 
 def test_start_mean_is_where_the_search_starts() -> None:

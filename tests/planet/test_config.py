@@ -7,6 +7,7 @@ import pytest
 from planet import held_out
 from planet.config import (
     HELD_OUT_EPISODES,
+    LATER,
     Config,
     diff,
     flatten,
@@ -190,6 +191,18 @@ def test_identity_is_what_is_computed_not_where():
     assert identity_hash(override(base, {"runtime.device": "cuda"})) == identity_hash(base)
     for key, value in {"runtime.threads": 2, "env.picture": "fast", "seed": 1, "runtime.precision": "auto"}.items():
         assert identity_hash(override(base, {key: value})) != identity_hash(base)
+
+
+def test_runs_from_before_a_key_existed_stay_the_runs_they_are():
+    for key, value in LATER.items():
+        before = "\n".join(line for line in to_toml(Config()).splitlines() if not line.startswith(key.split(".")[1]))
+
+        assert flatten(Config())[key] == value  # else they would not be the default
+        assert from_toml(before) == Config()
+        other = override(Config(), {key: not value})
+        assert identity_hash(other) != identity_hash(Config())
+        assert from_toml(to_toml(other)) == other
+    assert identity_hash(Config()) == "6ed39d7dda04e125"  # of all runs so far
 
 
 def test_every_key_is_part_of_the_flat_view():
