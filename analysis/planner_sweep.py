@@ -17,10 +17,9 @@ from analysis.content import Block, Section, Table
 from analysis.figures import Figure, Key, Panel
 from analysis.questions import split
 from analysis.runs import Results, Run
-from analysis.scores import note_of, with_commits
+from analysis.scores import SWEPT, note_of, with_commits
 
 GRID = ("elite_fraction", "horizon", "iterations", "proposals")
-KEYS = {"planner.elite_fraction", "planner.elites", "planner.horizon", "planner.iterations", "planner.candidates"}
 LOWEST, HIGHEST = 0.0, 1000.0
 
 
@@ -34,7 +33,7 @@ def settings_of(run: Run) -> tuple[float, int, int, int]:
 def belongs(run: Run) -> bool:
     """Return whether a run is a cell of the sweep: cheetah, true simulator, nothing but the grid's keys changed."""
     name, changes = split(run.variant)
-    meant = KEYS | {"schedule.eval_episodes"}
+    meant = SWEPT | {"schedule.eval_episodes"}
     return (
         run.dynamics == "simulator" and run.task == "cheetah_run" and name == "true_simulator" and set(changes) <= meant
     )

@@ -25,9 +25,11 @@ from analysis.curves import (
     verdict_counts,
 )
 from analysis.figures import Figure, learning_curve_figure
-from analysis.questions import series_label, task_label
+from analysis.questions import series_label, split, task_label
 from analysis.runs import TASKS, Results, sort_tasks
 
+SWEPT = {"planner.elite_fraction", "planner.elites", "planner.horizon", "planner.iterations", "planner.candidates"}
+"""Settings of the planner that Figure 12 varies."""
 BAND = (
     "Line: median over all evaluation episodes of all seeds at that point. Band: 5th to 95th percentile of the same "
     "episodes (up to 5 seeds × 10 episodes), the paper's own measure: a range of episodes, not a confidence interval. "
@@ -261,6 +263,16 @@ def glance(results: Results) -> list[tuple[str, str]]:
 # ------------------------------------------------------------------------------------------------------ Table 1
 
 
+def _other_planners(evals: pd.DataFrame) -> dict[str, str]:
+    """Return series and variant of planners in the true simulator that differ in other settings than Figure 12's."""
+    found = evals.drop_duplicates("series").set_index("series")["variant"]
+    changes = {series: split(variant) for series, variant in found.items()}
+    return {
+        series: found[series]
+        for series, (name, keys) in changes.items() if name == "true_simulator" and keys and not set(keys) & SWEPT
+    }  # fmt: skip
+
+
 def table1_section(results: Results) -> Section:
     """Return Table 1: the paper's rows, and ours below each that we can repeat."""
     evals = results.frame("eval")
@@ -294,16 +306,18 @@ def table1_section(results: Results) -> Section:
         if variant is None:
             continue
         mine = evals[evals["variant"] == variant]
-        if not any(results.seeds_expected(variant, task) for task in TASKS) and mine.empty:
-            continue
-        for series in dict.fromkeys(mine["series"]) or [variant]:
+        there = any(results.seeds_expected(variant, task) for task in TASKS) or not mine.empty
+        shown_of = {series: variant for series in dict.fromkeys(mine["series"]) or [variant] if there}
+        if variant == "true_simulator":
+            shown_of |= _other_planners(evals)
+        for series, variant in shown_of.items():
             own = scores[scores["series"] == series]
             total = {run.episodes_total for run in results.runs if run.series == series and run.dynamics == "latent"}
             shown = {
                 "method": series_label(series),
                 "source": "this suite",
                 "episodes": " / ".join(f"{t - 5:,}" if t > 5 else f"{t}" for t in sorted(total))
-                or ("0" if variant == "true_simulator" else "–"),
+                or ("0" if variant.startswith("true_simulator") else "–"),
             }
             for task in TASKS:
                 values = own.loc[own["task"] == task, "score"].astype(float)

@@ -11,11 +11,12 @@ import pytest
 from synthetic_runs import Returns, make_run, returns_of, write_plan
 
 from analysis import published
+from analysis.content import Table
 from analysis.curves import TOLD_APART, against_paper, beside_random, learning_curves
 from analysis.figures import x_limit
 from analysis.report import main, make_report
 from analysis.runs import Results, load
-from analysis.scores import glance
+from analysis.scores import glance, table1_section
 from planet.config import Config
 from planet.tasks import TASKS
 
@@ -143,6 +144,21 @@ def test_table_1_says_how_many_seeds_finished_and_leaves_out_the_others(report: 
         "cartpole_swingup": 821, "reacher_easy": 832, "cheetah_run": 662, "finger_spin": 700, "cup_catch": 930,
         "walker_walk": 951,
     }  # fmt: skip
+
+
+def test_table_1_has_other_planners_in_the_simulator_but_not_figure_12s(tmp_path: Path) -> None:
+    for key, value in (("planner.refit_clipped", False), ("planner.horizon", 6)):
+        said = str(value).lower()
+        make_run(tmp_path, variant=f"true_simulator+{key}={said}", task="cup_catch", changes={key: value},
+                 returns=lambda episode, seed: [990.0])  # fmt: skip
+    table = table1_section(load([tmp_path])).blocks[0]
+    assert isinstance(table, Table)
+
+    ours = table.data[table.data["series"] != "paper"].dropna(subset=["mean"])
+    assert ours[["series", "task", "mean"]].to_numpy().tolist() == [
+        ["true_simulator+planner.refit_clipped=false", "cup_catch", 990.0]
+    ]
+    assert "CEM + true simulator + refit_clipped false" in set(table.shown["method"])
 
 
 def test_missing_and_stopped_runs_come_first_on_the_page(report: Path) -> None:

@@ -102,6 +102,16 @@ def test_a_row_equals_a_direct_computation(root: Path) -> None:
     assert "| Walker walk | **990** | 1 | 994 |" in text
 
 
+def test_the_planner_that_refits_unclipped_stands_beside_the_other(root: Path) -> None:
+    for seed, earned in enumerate((991.0, 993.0)):
+        make_run(root / "results", variant="true_simulator+planner.refit_clipped=false", task="walker_walk", seed=seed,
+                 changes={"planner.refit_clipped": False}, returns=lambda episode, seed, r=earned: [r])  # fmt: skip
+    text = read(root).text
+
+    assert "| task | return | episodes | paper | refitted unclipped |" in text
+    assert "| Walker walk | **990** | 1 | 994 | **992** (991–993) |" in text
+
+
 def test_an_ablation_stands_beside_the_unchanged_agent_of_its_age(root: Path) -> None:
     runs = root / "results"
     make_run(runs, preset="quick", task="cartpole_swingup", variant="random_shooting", until=110, state="stopped",
