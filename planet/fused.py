@@ -226,15 +226,6 @@ def _try(device: torch.device, sizes: tuple[int, int, int], tiles: Tiles, dtype:
     expected = F.elu(known + sample @ w_stoch.T + action @ w_action.T)
     torch.testing.assert_close(following.float(), expected, rtol=0, atol=times * 5e-2)
 
-    w_1, w_2 = (numbers(hidden, size, scale=size**-0.5).to(dtype) for size in (deter, hidden))
-    w_3 = numbers(1, hidden, scale=hidden**-0.5).to(dtype)
-    b_1, b_2, b_3 = numbers(hidden), numbers(hidden), numbers(1)
-    found = numbers(rows)
-    rewards(out.to(dtype), Rewards(w_1, b_1, w_2, b_2, w_3, b_3, F.elu), out=found, tiles=tiles)
-    p = F.elu(F.linear(F.elu(F.linear(out.float(), w_1.float(), b_1)), w_2.float(), b_2))
-    expected = F.linear(p, w_3.float(), b_3)[:, 0]
-    torch.testing.assert_close(found, expected, rtol=0, atol=times * 1e-2)
-
 
 def _try_gradient(device: torch.device, sizes: tuple[int, int, int], tiles: Tiles) -> None:
     """Raise an error unless the kernels backwards agree with torch."""
@@ -417,6 +408,42 @@ def rewards(features: Float[Tensor, "row width"], head: Rewards, *, out: Float[T
         ELU=head.activation is F.elu, ROWS=tile.rows, UNITS=tile.units, INPUTS=tile.inputs, WHOLE=_whole(hidden),
         PRECISION=_precision(), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
+
+
+def tiles_for_rewards(
+    device: torch.device, width: int, hidden: int, tiles: Tiles, dtype: torch.dtype = torch.float32
+) -> Tiles | None:
+    """Return with which tiles `rewards` runs for features of this width and layers of `hidden` units: these, else
+    SMALL; None where torch's operations are to be used."""
+    return next((t for t in (tiles, SMALL) if _rewards_work(device, width, hidden, t, dtype)), None)
+
+
+@functools.cache
+def _rewards_work(device: torch.device, width: int, hidden: int, tiles: Tiles, dtype: torch.dtype) -> bool:
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            _try_rewards(device, width, hidden, tiles, dtype)
+    except Exception as error:
+        give_up(f"fused rewards of {tiles.rewards}", device, "planning takes longer", error)
+        return False
+    return True
+
+
+def _try_rewards(
+    device: torch.device, width: int, hidden: int, tiles: Tiles, dtype: torch.dtype = torch.float32
+) -> None:
+    """Raise an error unless the kernel agrees with torch on a few rows."""
+    numbers, rows = _numbers(device), tiles.rewards.rows + 3
+    w_1, w_2 = (numbers(hidden, size, scale=size**-0.5).to(dtype) for size in (width, hidden))
+    w_3 = numbers(1, hidden, scale=hidden**-0.5).to(dtype)
+    b_1, b_2, b_3 = numbers(hidden), numbers(hidden), numbers(1)
+    features, found = numbers(rows, width).to(dtype), numbers(rows)
+
+    rewards(features, Rewards(w_1, b_1, w_2, b_2, w_3, b_3, F.elu), out=found, tiles=tiles)
+
+    p = F.elu(F.linear(F.elu(F.linear(features.float(), w_1.float(), b_1)), w_2.float(), b_2))
+    expected = F.linear(p, w_3.float(), b_3)[:, 0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-2 if dtype is torch.float32 else 8e-2)
 
 
 AT_MOST = 4096

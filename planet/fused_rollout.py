@@ -67,8 +67,10 @@ class FusedRollout:
         w_s, w_h = first.weight.to(dtype).split([s, d], dim=1)
         w_1 = torch.cat([w_h, w_s, w_s.new_zeros(len(w_s), fill)], dim=1)
         w_3, b_3 = reward.output.weight.to(dtype), reward.output.bias
-        self.reward, self.layers = None, []
+        self.reward, self.layers, self.reward_tiles = None, [], None
         if len(layers) == 1:
+            self.reward_tiles = fused.tiles_for_rewards(w_1.device, w_1.shape[1], len(w_1), tiles, dtype)
+        if self.reward_tiles is not None:
             w_2, b_2 = layers[0].weight.to(dtype), layers[0].bias
             self.reward = fused.Rewards(w_1, first.bias, w_2, b_2, w_3, b_3, rssm.activation)
         else:
@@ -99,9 +101,9 @@ class FusedRollout:
 
     def _rewards(self, features: Float[Tensor, "step_and_row feature"]) -> Float[Tensor, " row"]:
         """Mean rewards summed over steps."""
-        if self.reward is not None:
+        if self.reward is not None and self.reward_tiles is not None:
             found = torch.empty(len(features), device=features.device)
-            fused.rewards(features, self.reward, out=found, tiles=self.tiles)
+            fused.rewards(features, self.reward, out=found, tiles=self.reward_tiles)
         else:
             for weight, bias in self.layers:
                 features = self.activation(F.linear(features, weight, bias))

@@ -55,6 +55,8 @@ for dtype in (torch.float32, torch.bfloat16):
     fused._try(CPU, (20, 40, 5), tiles, dtype)
     fused._try(CPU, (40, 20, 5), early, dtype)
     fused._try(CPU, (10, 70, 17), fused.MANY, dtype)
+    fused._try_rewards(CPU, 40, 20, tiles, dtype)
+    fused._try_rewards(CPU, 20, 40, fused.MANY, dtype)
 fused._try_gradient(CPU, (20, 40, 5), tiles)
 fused._try_gradient(CPU, (40, 20, 17), fused.FEW)
 NAMES = ["next_deter", "next_stoch", "gradient_to_deter", "gradient_of_cell"]
@@ -97,6 +99,15 @@ for changes in (
     assert len(calls) == (2 if changes else 4) * rollout_tests.HORIZON, calls
     expected = rollout_tests.roll(rollout_tests.rollout_of(model, rows=7), state, actions, noise)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    if not changes:  # a head too large for the kernel
+        wanted, fused.tiles_for_rewards = fused.tiles_for_rewards, lambda *_: None
+        with torch.no_grad():
+            layers = FusedRollout(
+                model.transition, model.reward, state, rows=7, horizon=rollout_tests.HORIZON, tiles=tiles
+            )
+            assert ours.reward is not None and layers.reward is None
+            torch.testing.assert_close(layers(actions, noise), expected, rtol=1e-5, atol=1e-5)
+        fused.tiles_for_rewards = wanted
     with torch.no_grad():
         short = FusedRollout(
             model.transition, model.reward, state, rows=7, horizon=rollout_tests.HORIZON, tiles=early,
@@ -335,6 +346,29 @@ def test_where_large_tiles_do_not_fit_smaller_ones_are_taken(
     monkeypatch.setattr(fused, "_try", too_large)
     with pytest.warns(UserWarning, match=r"no fused kernels of Tiles\(.* on cuda:5.*: out of resource"):
         assert fused.tiles_for(DEVICE, SIZES, 10_000) is fused.SMALL
+
+
+def test_a_reward_head_that_does_not_fit_is_told_and_left_to_torch(
+    tried: list[Tiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its width is not the RSSM's: 300 units in float32 want more shared memory than an H100 has."""
+    sizes: list[tuple[int, int]] = []
+
+    def limited(device: torch.device, width: int, hidden: int, tiles: Tiles, dtype: torch.dtype) -> None:
+        sizes.append((width, hidden))
+        if hidden > 400 or (hidden > 200 and tiles is not fused.SMALL):
+            raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr(fused, "_try_rewards", limited)
+    fused._rewards_work.cache_clear()
+    assert fused.tiles_for_rewards(DEVICE, 232, 200, fused.MANY) is fused.MANY
+    with pytest.warns(UserWarning, match=r"no fused rewards of Tile\(.* on cuda:5.*: out of resource"):
+        assert fused.tiles_for_rewards(DEVICE, 232, 300, fused.MANY) is fused.SMALL
+    with pytest.warns(UserWarning, match="no fused rewards"):
+        assert fused.tiles_for_rewards(DEVICE, 232, 500, fused.MANY) is None
+    fused._rewards_work.cache_clear()
+
+    assert sizes == [(232, 200), (232, 300), (232, 300), (232, 500), (232, 500)]
 
 
 def test_they_are_compared_with_products_that_are_not_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
