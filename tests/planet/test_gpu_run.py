@@ -24,11 +24,12 @@ def weights(run: RunDir) -> torch.Tensor:
 
 
 def test_a_run_ends_and_a_killed_one_goes_on_to_the_same_end(tmp_path: Path) -> None:
-    config = tiny(**{"runtime.device": "cuda", "runtime.precision": "auto", "schedule.open_loop_episodes": 1})
+    changes = {"runtime.device": "cuda", "runtime.precision": "auto", "schedule.open_loop_episodes": 1}
+    config = tiny(**changes, **{"schedule.updates": 8})  # enough for a resumed run to record its update
     unbroken, killed = (create(tmp_path / name / "seed_0", config) for name in ("unbroken", "killed"))
     done = start(unbroken.path)
     assert done.returncode == 0, done.stderr
-    assert "no fused" not in done.stderr, done.stderr
+    assert "no fused" not in unbroken.log.read_text()
 
     assert start(killed.path, "Agent.act", "40", "SIGKILL").returncode == -9
     done = start(killed.path)
@@ -36,8 +37,11 @@ def test_a_run_ends_and_a_killed_one_goes_on_to_the_same_end(tmp_path: Path) -> 
 
     (ours, _), (theirs, _) = (read_jsonl(run.episodes_jsonl) for run in (killed, unbroken))
     assert [(row["kind"], row["env_seed"]) for row in ours] == [(row["kind"], row["env_seed"]) for row in theirs]
-    # A run's first steps are not yet recorded graphs, so the last digits may depend on where it was killed.
-    torch.testing.assert_close(weights(killed), weights(unbroken), rtol=0, atol=1e-2)
+    # A run's first steps are not yet recorded graphs, so the last digits may depend on where it was killed; an update
+    # moves a weight by up to 1e-3.
+    torch.testing.assert_close(weights(killed), weights(unbroken), rtol=0, atol=1e-4)
+    returns = [[row["return"] for row in rows] for rows in (ours, theirs)]
+    np.testing.assert_allclose(*returns, rtol=1e-3)
     log = json.loads(unbroken.run_json.read_text())
     assert log["starts"][0]["renderer"], log
 
