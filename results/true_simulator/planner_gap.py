@@ -138,19 +138,21 @@ def episode(setting: Setting, task: str, seed: int, control_steps: int) -> tuple
 
 
 def check_base() -> None:
-    """`base` and `planet.cem.plan` must plan the same, or the comparison says nothing about the latter."""
+    """`base` and `unclipped` must plan as `planet.cem.plan` does, or the comparison says nothing about the latter."""
     env = make_env(TASKS["finger_spin"], EnvConfig())
     env.reset(0)
     with env.physics.reset_context():
         env.physics.data.qvel[2] = -16.0
     score = SimulatorScore([env], threads=1)
-    s = Setting(repeat=env.action_repeat)
-    ours = Planner(s, score, env.action_size).plan(torch.Generator().manual_seed(0))
-    original = cem.plan(
-        score, num_envs=1, action_size=env.action_size, horizon=s.horizon, candidates=s.candidates, elites=20,
-        iterations=s.iterations, generators=[torch.Generator().manual_seed(0)], device=torch.device("cpu"),
-    )  # fmt: skip
-    torch.testing.assert_close(ours, original.mean[0, 0])
+    for clip in (True, False):
+        s = Setting(repeat=env.action_repeat, clip=clip)
+        ours = Planner(s, score, env.action_size).plan(torch.Generator().manual_seed(0))
+        original = cem.plan(
+            score, num_envs=1, action_size=env.action_size, horizon=s.horizon, candidates=s.candidates, elites=20,
+            iterations=s.iterations, refit_clipped=clip, generators=[torch.Generator().manual_seed(0)],
+            device=torch.device("cpu"),
+        )  # fmt: skip
+        torch.testing.assert_close(ours, original.mean[0, 0].clamp(-1, 1))
     score.close()
     env.close()
 

@@ -212,19 +212,21 @@ def test_a_compiled_decision_decides_alike() -> None:
     subprocess.run([sys.executable, "-c", COMPILE, str(Path(__file__).parent)], check=True)
 
 
-@pytest.mark.parametrize("warm_start", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"warm_start": True}, {"refit_clipped": False}])
 @pytest.mark.parametrize("transition", TRANSITIONS)
 def test_numbers_drawn_beforehand_decide_alike(
-    transition: str, warm_start: bool, monkeypatch: pytest.MonkeyPatch
+    transition: str, changes: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agent_module, "CudaGraph", lambda function: function)
     agent = agent_of(world_model(transition))
-    agent.planner = dataclasses.replace(PLANNER, warm_start=warm_start)
+    agent.planner = dataclasses.replace(PLANNER, **changes)
     ours, theirs = (agent.start([torch.Generator().manual_seed(n) for n in (3, 4)]) for _ in range(2))
     for step in range(2):  # the second starts from a belief and a plan
         pictures = torch.from_numpy(frames(2, step))
 
         belief, plan, undefined, _ = agent._decide_recorded(ours, pictures)
+        if changes == {"refit_clipped": False}:
+            assert plan.abs().max() > 1
         expected_belief, expected_plan, *_ = agent._decide(theirs, pictures)
 
         assert not undefined.any()

@@ -104,6 +104,23 @@ def test_an_interrupted_run_ends_with_the_rows_of_an_unbroken_one(
     assert "begun anew" not in broken.log.read_text()
 
 
+def test_it_refits_to_elites_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    means = []
+
+    def noted(*arguments: Any, **keywords: Any) -> cem.Plan:
+        means.append(plan(*arguments, **keywords).mean)
+        raise Killed
+
+    plan = cem.plan
+    monkeypatch.setattr(simulator_run.cem, "plan", noted)
+    for clipped in (True, False):
+        run_dir = create(tmp_path / str(clipped), "cheetah_run", **{"planner.refit_clipped": clipped})
+        with pytest.raises(Killed):
+            train.train(run_dir.path)
+
+    assert means[0].abs().max() <= 1 < means[1].abs().max()
+
+
 def test_one_killed_before_its_first_checkpoint_says_that_it_begins_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
