@@ -97,6 +97,9 @@ class Tiles:
 
 
 FEW = Tiles(Tile(16, 32, 32, 4, 3), Tile(16, 0, 32, 8, 3, early=True))
+FEW_WITH_LESS = Tiles(
+    Tile(16, 32, 32, 4, 3), Tile(16, 0, 32, 8, 2, early=True), rewards=Tile(32, 32, 32, 4, 3)
+)  # fmt: skip
 SMALL = Tiles(
     Tile(16, 32, 32, 4, 3), Tile(16, 0, 32, 8, 2), Tile(16, 32, 0, 4, 1), Tile(16, 32, 32, 4, 3), Tile(16, 32, 32, 4, 2)
 )  # fmt: skip
@@ -106,7 +109,11 @@ SHORT_FEW = Tiles(Tile(16, 32, 32, 4, 3), Tile(16, 0, 64, 8, 3, early=True))
 SHORT_SOME = Tiles(Tile(64, 32, 64, 4, 3), Tile(16, 0, 64, 8, 3, early=True))
 SHORT_MANY = Tiles(Tile(128, 64, 32, 8, 3), Tile(32, 0, 64, 4, 3))
 TABLE: dict[torch.dtype, list[tuple[float, tuple[Tiles, ...]]]] = {
-    torch.float32: [(256, (FEW, SMALL)), (4096, (SOME, SMALL)), (math.inf, (MANY, SMALL))],
+    torch.float32: [
+        (256, (FEW, FEW_WITH_LESS, SMALL)),
+        (4096, (SOME, SMALL)),
+        (math.inf, (MANY, SOME, SMALL)),
+    ],
     torch.bfloat16: [
         (256, (SHORT_FEW, SMALL)),
         (4096, (SHORT_SOME, SMALL)),
@@ -114,8 +121,9 @@ TABLE: dict[torch.dtype, list[tuple[float, tuple[Tiles, ...]]]] = {
     ],
 }
 """For the type of products and up to so many rows, what to try; the first that works is taken. The first ones are the
-fastest of those measured on an H200 (results/speed/gpu.csv), SMALL is for less shared memory. In `stoch`, 64 rows or
-more take a warp for 16 rows each: with more of them Triton 3.6 writes beyond a program's shared memory."""
+fastest of those measured on an H200 (results/speed/gpu.csv), the others are for less shared memory: in float32 an A100
+takes the second for up to 256 rows and for more than 4096, which nobody has timed there. In `stoch`, 64 rows or more
+take a warp for 16 rows each: with more of them Triton 3.6 writes beyond a program's shared memory."""
 
 
 SWITCH = "PLANET_TRITON"
@@ -161,21 +169,41 @@ def tiles_for(
         return None
     wanted = next(tiles for most, tiles in TABLE[dtype] if rows <= most)
     with torch.cuda.device(device):  # Triton takes the current one
-        return next((tiles for tiles in wanted if _works(device, sizes, tiles, dtype, gradient)), None)
+        return _working(device, sizes, wanted, dtype, gradient, _precision())
 
 
 @functools.cache
-def _works(device: torch.device, sizes: tuple[int, int, int], tiles: Tiles, dtype: torch.dtype, gradient: bool) -> bool:
-    """A device on which they should run and do not is warned of."""
-    try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):  # callers may shorten torch's side of it
-            _try(device, sizes, tiles, dtype)
-            if gradient:
-                _try_gradient(device, sizes, tiles)
-    except Exception as error:
-        give_up(f"fused kernels of {tiles}", device, "planning and updates take longer", error)
-        return False
-    return True
+def _working(
+    device: torch.device,
+    sizes: tuple[int, int, int],
+    choices: tuple[Tiles, ...],
+    dtype: torch.dtype,
+    gradient: bool,
+    precision: str,
+) -> Tiles | None:
+    def attempt(tiles: Tiles) -> None:
+        _try(device, sizes, tiles, dtype)
+        if gradient:
+            _try_gradient(device, sizes, tiles)
+
+    return _first_that_works(attempt, choices, device, "fused kernels", "planning and updates take longer")
+
+
+def _first_that_works(
+    attempt: Callable[[Tiles], None], choices: tuple[Tiles, ...], device: torch.device, what: str, consequence: str
+) -> Tiles | None:
+    """A device on which they should run and do not is warned of; that one has less shared memory than another, for
+    which there are further choices, is none to warn of."""
+    for tiles in choices:
+        try:
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):  # callers may shorten torch's side of it
+                attempt(tiles)
+        except Exception as error:
+            if "out of resource" not in str(error) or tiles is choices[-1]:
+                give_up(f"{what} of {tiles}", device, consequence, error)
+        else:
+            return tiles
+    return None
 
 
 def _numbers(device: torch.device) -> Callable[..., Tensor]:
@@ -414,19 +442,19 @@ def tiles_for_rewards(
     device: torch.device, width: int, hidden: int, tiles: Tiles, dtype: torch.dtype = torch.float32
 ) -> Tiles | None:
     """Return with which tiles `rewards` runs for features of this width and layers of `hidden` units: these, else
-    SMALL; None where torch's operations are to be used."""
-    return next((t for t in (tiles, SMALL) if _rewards_work(device, width, hidden, t, dtype)), None)
+    smaller ones; None where torch's operations are to be used."""
+    choices = tuple(dict.fromkeys((tiles, FEW_WITH_LESS, SMALL)))
+    return _working_rewards(device, width, hidden, choices, dtype, _precision())
 
 
 @functools.cache
-def _rewards_work(device: torch.device, width: int, hidden: int, tiles: Tiles, dtype: torch.dtype) -> bool:
-    try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            _try_rewards(device, width, hidden, tiles, dtype)
-    except Exception as error:
-        give_up(f"fused rewards of {tiles.rewards}", device, "planning takes longer", error)
-        return False
-    return True
+def _working_rewards(
+    device: torch.device, width: int, hidden: int, choices: tuple[Tiles, ...], dtype: torch.dtype, precision: str
+) -> Tiles | None:
+    def attempt(tiles: Tiles) -> None:
+        _try_rewards(device, width, hidden, tiles, dtype)
+
+    return _first_that_works(attempt, choices, device, "fused rewards", "planning takes longer")
 
 
 def _try_rewards(

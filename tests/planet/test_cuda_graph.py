@@ -26,6 +26,7 @@ from planet.device_replay import DeviceBatch
 from planet.learner import Learner
 from planet.replay import Batch
 from planet.rssm_rollout import RSSMRollout
+from planet.transition import State
 from planet.world_model import Noise, WorldModel
 
 CPU = torch.device("cpu")
@@ -387,3 +388,27 @@ def test_on_a_gpu_actions_explore_and_follow_from_the_generator_alone(precision:
     for action in found[2:]:
         np.testing.assert_allclose(action, found[1], rtol=1e-3, atol=1e-4)
     assert np.abs(found[1] - found[0]).max() > 0.01
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("changes", [{}, {"warm_start": True}, {"refit_clipped": False}])
+@pytest.mark.parametrize("envs", [1, 3])
+def test_on_a_gpu_a_chain_of_actions_is_that_of_decisions_waited_for(envs: int, changes: dict[str, bool]) -> None:
+    """Numbers are drawn ahead and memory is used again while the device still works; here it is waited for each time
+    and nothing is recorded, drawn ahead or used again."""
+    device = torch.device("cuda")
+    agent = agent_of(world_model().to(device))
+    agent.planner = dataclasses.replace(PLANNER, **changes)
+    ours, theirs = (agent.start([torch.Generator(device).manual_seed(n) for n in range(envs)]) for _ in range(2))
+    for step in range(WARM_UP + 4):
+        action, ours = agent.act(ours, frames(envs, step), action_noise=0.3)
+
+        inputs = agent.decision_inputs(theirs, torch.from_numpy(frames(envs, step)).to(device))
+        found = agent.decide(*inputs)
+        expected = (found["plan"][:, 0].float() + 0.3 * found["exploration"]).clamp(-1, 1)
+        belief = State(found["deter"], found["stoch"], found["mean"], found["std"])
+        theirs = dataclasses.replace(theirs, belief=belief, plan=found["plan"], action=expected)
+        torch.cuda.synchronize()
+
+        np.testing.assert_allclose(action, expected.cpu().numpy(), rtol=1e-3, atol=1e-4)
+        assert ours.drawn is not None and theirs.drawn is None

@@ -218,12 +218,12 @@ def forward(tiles, dtype, save):  # save: in training
         "EARLY": tile.early, "ROWS": tile.rows, "INPUTS": tile.inputs, "WHOLE_ACTIONS": 16,
     }
 
-    if not save:
-        tile = tiles.rewards
-        yield triton_kernels.rewards, tile, {
-            "width": 232, "hidden": 200, "ELU": False, "ROWS": tile.rows, "UNITS": tile.units, "INPUTS": tile.inputs,
-            "WHOLE": 256, "PRECISION": "tf32",
-        }
+def rewards(tiles):
+    tile = tiles.rewards
+    yield triton_kernels.rewards, tile, {
+        "width": 232, "hidden": 200, "ELU": False, "ROWS": tile.rows, "UNITS": tile.units, "INPUTS": tile.inputs,
+        "WHOLE": 256, "PRECISION": "tf32",
+    }
 
 def backward(tiles):
     tile = tiles.to_deter
@@ -248,10 +248,13 @@ def others():
 def every_kernel():
     for dtype, table in fused.TABLE.items():
         for most, (first, *fallback) in table:
-            for capability, tiles in [(90, first), *((80, tiles) for tiles in fallback if most == 256)]:  # H100, A100
+            of_less = [tiles for tiles in fallback if most == 256 or tiles is fused.SOME]
+            for capability, tiles in [(90, first), *((80, tiles) for tiles in of_less)]:  # H100, A100
                 yield from ((capability, dtype, *found) for found in forward(tiles, dtype, most == 256))
                 if most == 256 and dtype is torch.float32:
                     yield from ((capability, dtype, *found) for found in backward(tiles))
+        for capability, tiles in [(90, fused.SOME), (80, fused.FEW_WITH_LESS), (80, fused.SMALL)]:
+            yield from ((capability, dtype, *found) for found in rewards(tiles))
         yield from ((90, dtype, *found) for found in others())
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024}  # what one program can have there
@@ -278,9 +281,9 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tiles]]:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     tried: list[Tiles] = []
     monkeypatch.setattr(fused, "_try", lambda device, sizes, tiles, dtype: tried.append(tiles))
-    fused._works.cache_clear()
+    fused._working.cache_clear()
     yield tried
-    fused._works.cache_clear()
+    fused._working.cache_clear()
 
 
 def test_tiles_follow_rows_and_type_and_are_tried_once(tried: list[Tiles]) -> None:
@@ -336,16 +339,39 @@ def test_tiles_of_many_rows_have_no_more_warps_than_sixteens_of_rows() -> None:
             assert all(t.stoch.warps <= t.stoch.rows / 16 for t in choices if t.stoch.rows >= 64), choices
 
 
-def test_where_large_tiles_do_not_fit_smaller_ones_are_taken(
-    tried: list[Tiles], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("rows", "second"), [(50, fused.FEW_WITH_LESS), (10_000, fused.SOME)])
+def test_where_large_tiles_do_not_fit_smaller_ones_are_taken_without_a_word(
+    rows: int, second: Tiles, tried: list[Tiles], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An A100 has less shared memory than an H100, which is nothing that its user could mend."""
+
     def too_large(device: torch.device, sizes: tuple[int, int, int], tiles: Tiles, dtype: torch.dtype) -> None:
-        if tiles is fused.MANY:
-            raise RuntimeError("out of resource: shared memory")
+        tried.append(tiles)
+        if tiles in (fused.FEW, fused.MANY):
+            raise RuntimeError("out of resource: shared memory, Required: 167936, Hardware limit: 166912.")
 
     monkeypatch.setattr(fused, "_try", too_large)
-    with pytest.warns(UserWarning, match=r"no fused kernels of Tiles\(.* on cuda:5.*: out of resource"):
-        assert fused.tiles_for(DEVICE, SIZES, 10_000) is fused.SMALL
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fused.tiles_for(DEVICE, SIZES, rows) is second and len(tried) == 2
+
+
+def test_where_no_tiles_fit_it_is_said(tried: list[Tiles], monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(device: torch.device, sizes: tuple[int, int, int], tiles: Tiles, dtype: torch.dtype) -> None:
+        raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr(fused, "_try", too_large)
+    with pytest.warns(UserWarning, match=r"no fused kernels of Tiles\(.* on cuda:5.*: out of resource") as said:
+        assert fused.tiles_for(DEVICE, SIZES, 10_000) is None
+    assert len(said) == 1
+
+
+def test_the_precision_of_products_is_tried_by_itself(tried: list[Tiles], monkeypatch: pytest.MonkeyPatch) -> None:
+    for precision in ("tf32", "ieee", "tf32"):
+        monkeypatch.setattr(fused, "_precision", lambda precision=precision: precision)
+        fused.tiles_for(DEVICE, SIZES, 1000)
+
+    assert tried == [fused.SOME] * 2
 
 
 def test_a_reward_head_that_does_not_fit_is_told_and_left_to_torch(
@@ -360,25 +386,26 @@ def test_a_reward_head_that_does_not_fit_is_told_and_left_to_torch(
             raise RuntimeError("out of resource: shared memory")
 
     monkeypatch.setattr(fused, "_try_rewards", limited)
-    fused._rewards_work.cache_clear()
-    assert fused.tiles_for_rewards(DEVICE, 232, 200, fused.MANY) is fused.MANY
-    with pytest.warns(UserWarning, match=r"no fused rewards of Tile\(.* on cuda:5.*: out of resource"):
+    fused._working_rewards.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fused.tiles_for_rewards(DEVICE, 232, 200, fused.MANY) is fused.MANY
         assert fused.tiles_for_rewards(DEVICE, 232, 300, fused.MANY) is fused.SMALL
-    with pytest.warns(UserWarning, match="no fused rewards"):
+    with pytest.warns(UserWarning, match=r"no fused rewards of Tiles\(.* on cuda:5.*: out of resource"):
         assert fused.tiles_for_rewards(DEVICE, 232, 500, fused.MANY) is None
-    fused._rewards_work.cache_clear()
+    fused._working_rewards.cache_clear()
 
-    assert sizes == [(232, 200), (232, 300), (232, 300), (232, 500), (232, 500)]
+    assert sizes == [(232, 200), *[(232, 300)] * 3, *[(232, 500)] * 3]
 
 
 def test_they_are_compared_with_products_that_are_not_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first update and the first decision, which try them, run under autocast."""
     enabled: list[bool] = []
     monkeypatch.setattr(fused, "_try", lambda *_: enabled.append(torch.is_autocast_enabled("cpu")))
-    fused._works.cache_clear()
+    fused._working.cache_clear()
     with torch.autocast("cpu", torch.bfloat16):
-        assert fused._works(torch.device("cpu"), SIZES, fused.FEW, torch.float32, False)
-    fused._works.cache_clear()
+        assert fused._working(torch.device("cpu"), SIZES, (fused.FEW,), torch.float32, False, "tf32") is fused.FEW
+    fused._working.cache_clear()
 
     assert enabled == [False]
 

@@ -50,7 +50,8 @@ def build() -> tuple[WorldModel, WorldModel]:
 def losses(model: WorldModel, there: WorldModel, *, autocast: bool) -> tuple[Tensor, Tensor]:
     """The loss there and that of the plain loop here; gradients are left in the parameters."""
     g = seeded(1)
-    obs = torch.randint(0, 256, (BATCH, TIME, 3, 64, 64), generator=g, dtype=torch.uint8)
+    # Channels last in memory, as replay has them: others are left to torch's operations.
+    obs = torch.randint(0, 256, (BATCH, TIME, 64, 64, 3), generator=g, dtype=torch.uint8).movedim(-1, 2)
     action, reward = torch.rand(BATCH, TIME, ACTIONS, generator=g) * 2 - 1, torch.randn(BATCH, TIME, generator=g)
     noise = model.draw_noise(BATCH, TIME, seeded(2))
     expected, _ = plain.loss(model, obs, action, reward, (noise.image.float() + 0.5) / 256, noise.state)
