@@ -60,6 +60,18 @@ def _dot(a, w, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def _softplus(x):
+    """As torch: above 20 the number itself (below, exp does not overflow). The logarithm of 1 + e is taken of the
+    rounded sum and set right by what rounding did to it, so that a small e is not lost beside 1."""
+    e = tl.exp(tl.where(x > 20.0, 20.0, x))
+    total = 1.0 + e
+    kept = total - 1.0
+    small = tl.where(kept > 0.0, tl.log(total) * (e / tl.where(kept > 0.0, kept, 1.0)), e)
+    return tl.where(x > 20.0, x, small)
+
+
+@triton.jit
+@no_type_check
 def next_deter(
     x, h, before, w_x, w_h, b_x, b_h, out, carried, gates, new, new_h, rows,
     h_stride: tl.constexpr, before_stride: tl.constexpr, out_stride: tl.constexpr,
@@ -159,8 +171,8 @@ def next_stoch(
     raw = _dot(acc, w_raw, none, PRECISION) + tl.load(b_out + stoch + i, mask=of_stoch, other=0.0)[None, :]
     if FIXED:
         deviation = none + spread
-    else:  # as torch: above 20 softplus is the number itself; below, exp does not overflow
-        deviation = tl.where(raw > 20.0, raw, tl.log(1.0 + tl.exp(tl.where(raw > 20.0, 20.0, raw)))) + spread
+    else:
+        deviation = _softplus(raw) + spread
     sample = mean
     if not MEAN_ONLY:
         at = row // rows_of_env * noise_env_stride + row % rows_of_env * stoch

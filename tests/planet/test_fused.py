@@ -148,6 +148,10 @@ head = fused.Head(eye, torch.cat([eye, eye]), torch.cat([none, big[0]]), fused.O
 fused.next_stoch(none[None], none[None], head, torch.ones(1, 1, 6), out=out, tiles=tiles, save=(p, output, std))
 torch.testing.assert_close(std, torch.nn.functional.softplus(big) + 0.1)
 torch.testing.assert_close(out, std)
+small = torch.tensor([[-60.0, -30.0, -17.0, -16.0, -10.0, -1.0]])  # what softplus makes of it is lost beside 1
+head = fused.Head(eye, torch.cat([eye, eye]), torch.cat([none, small[0]]), fused.Options(torch.relu, 0.0, 0.0, False))
+fused.next_stoch(none[None], none[None], head, torch.ones(1, 1, 6), out=out, tiles=tiles, save=(p, output, std))
+torch.testing.assert_close(std, torch.nn.functional.softplus(small), rtol=1e-5, atol=0)
 w = torch.cat([eye, eye, eye])
 cell = fused.Cell(w, w, torch.zeros(18), torch.zeros(18))
 fused.next_deter(big, none[None] + 0.5, cell, out=out, tiles=tiles)
