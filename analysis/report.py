@@ -20,6 +20,9 @@ from pathlib import Path
 
 import pandas as pd
 
+# This checkout's code, whichever one is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from analysis import page, published
 from analysis.ablation_tables import ablation_section
 from analysis.content import Part, Section, Text

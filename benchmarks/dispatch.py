@@ -18,7 +18,7 @@ from typing import Protocol
 
 from benchmarks import cost
 from benchmarks.executors import machine, queue
-from benchmarks.executors.pool import Ended, last_line
+from benchmarks.executors.pool import Ended, last_line, worker_environment
 from benchmarks.executors.profile import Profile, minutes, num_gpus
 from benchmarks.plan import Item, Run, counted
 from planet import presets
@@ -54,6 +54,10 @@ class Executor(Protocol):
 
     def describe(self, items: Sequence[Item], *, dry_run: bool) -> None:
         """Print where and how the runs would be started, and what they cost."""
+        ...
+
+    def check(self) -> None:
+        """Raise ValueError where nothing can be started here and now: before anything is written."""
         ...
 
     def start(self, items: Sequence[Item], preset_folder: Path, suite: str) -> int:
@@ -122,6 +126,9 @@ class Inline:
         show_cost(items, self.hardware, 1)
         print("in this process, one after the other")
 
+    def check(self) -> None:
+        pass
+
     def start(self, items: Sequence[Item], preset_folder: Path, suite: str) -> int:
         from benchmarks.executors import inline
 
@@ -158,15 +165,21 @@ class Local:
             quick = cost.text(cost.estimate(presets.resolve("cartpole_swingup", preset="quick"), self.hardware).hours)
             print(f"no GPU here, and paper size is made for one: --preset quick learns cartpole swingup in {quick}")
 
+    def check(self) -> None:
+        self._refuse_beside(machine.sweeps())
+
+    def _refuse_beside(self, others: Sequence[machine.Sweep]) -> None:
+        if others and self.options.max_parallel is None:
+            raise ValueError(
+                f"pid {others[0].pid} has a sweep at work on this machine, sized for all of it; nothing was started. "
+                "Wait for it, or say how many runs shall go beside it: --max-parallel N"
+            )
+
     def start(self, items: Sequence[Item], preset_folder: Path, suite: str) -> int:
         from benchmarks.executors import local
 
-        with machine.at_work() as other:
-            if other is not None and self.options.max_parallel is None:
-                raise ValueError(
-                    f"{other} has a sweep at work on this machine, sized for all of it; nothing was started. Wait "
-                    "for it, or say how many runs shall go beside it: --max-parallel N"
-                )
+        with machine.at_work([item.run.path for item in items]) as others:
+            self._refuse_beside(others)
             problem = preflight()
             if problem:
                 print(f"launch.py: this machine cannot run it, nothing was started: {problem}", file=sys.stderr)
@@ -208,6 +221,9 @@ class Slurm:
             print(f"\n{text}")
             print(slurm.ask_cluster(text) if self.there else "no Slurm answers here: the script was not checked by one")
 
+    def check(self) -> None:
+        pass
+
     def _batches(self, items: Sequence[Item]):
         from benchmarks.executors import slurm
 
@@ -247,8 +263,9 @@ env.close()
 def preflight() -> str | None:
     """Draw one frame in another process; return what is wrong (missing GL, packages that do not fit), or None."""
     done = subprocess.run(
-        [sys.executable, "-c", PREFLIGHT], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", PREFLIGHT], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        env=worker_environment(),
+    )  # fmt: skip
     if done.returncode == 0:
         return None
     lines = [line for line in done.stderr.splitlines() if line.strip()]

@@ -13,6 +13,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+# This checkout's code, whichever one is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from benchmarks import cost, dispatch, plan, suites, variants
 from benchmarks.executors import profile, queue
 from benchmarks.plan import Item, Plan, PlanError, counted
@@ -194,6 +197,8 @@ def launch(arguments: argparse.Namespace) -> int:
         if arguments.dry_run:
             print("dry run: nothing was started")
             return 0
+        if todo:
+            executor.check()
         plan.write(sweep)
         for item in todo:
             run = item.run

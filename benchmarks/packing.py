@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -245,6 +246,19 @@ def work(seconds: float) -> None:
     env.close()
 
 
+def _unwritable(file: Path) -> str | None:
+    """Return why nothing can be written to a file, or None; makes and keeps nothing."""
+    if file.is_dir():
+        return "a folder has this name"
+    if file.exists():
+        return None if os.access(file, os.W_OK) else "it is there and may not be written"
+    try:
+        tempfile.TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        return f"nothing can be made in {file.parent}: {error.strerror}"
+    return None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.packing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -268,6 +282,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         problem = f"--seconds must be above 0, got {arguments.seconds:g}"
     elif arguments.mps and shutil.which("nvidia-cuda-mps-control") is None:
         problem = "--mps: there is no nvidia-cuda-mps-control here; it comes with the NVIDIA driver"
+    elif arguments.json is not None and (why := _unwritable(arguments.json)):
+        problem = f"--json must be a file that can be written, got {arguments.json} ({why}); choose another"
     if problem:
         print(f"packing: {problem}", file=sys.stderr)
         return 2
@@ -296,12 +312,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
     if not paces:
         return 1
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps([asdict(p) for p in paces], indent=1) + "\n")
     best, one = recommend(paces), min(paces, key=lambda p: p.runs)
     what = "--runs-per-gpu" if gpus else "--max-parallel"
     times = best.updates_per_second / one.updates_per_second
-    print(f"recommended: {what} {best.runs} ({times:.2f} times the pace of {one.runs})")
+    print(f"recommended: {what} {best.runs} ({times:.2f} times the pace of {one.runs})", flush=True)
+    if arguments.json is not None:
+        try:
+            arguments.json.write_text(json.dumps([asdict(p) for p in paces], indent=1) + "\n")
+        except OSError as error:
+            print(f"packing: cannot write {arguments.json} ({error.strerror}); the table stands above", file=sys.stderr)
+            return 1
     return 0
 
 

@@ -25,10 +25,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+# This checkout's code, whichever one is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from benchmarks import dispatch, plan
-from benchmarks.executors import profile
+from benchmarks.executors import machine, profile
 from benchmarks.executors.pool import tail
-from benchmarks.executors.queue import Queue, locked
+from benchmarks.executors.queue import Queue, locked, warn
 from benchmarks.plan import Item, Run, counted
 from planet import lease
 from planet.config import parse_changes
@@ -112,6 +115,18 @@ def runs_of(folder: Path, suite: str | None, damaged: Callable[[str], None] | No
     return found
 
 
+def each_once(folders: Iterable[Path], suite: str | None, damaged: Callable[[str], None] | None = None) -> list[Path]:
+    """Return the run directories of all folders, each once and in first-named order: one folder may lie in another.
+
+    Arguments and errors are those of `runs_of`.
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        for path in runs_of(folder, suite, damaged):
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
 def _planned(files: Iterable[Path], damaged: Callable[[str], None] | None) -> Iterator[Path]:
     for path in files:
         try:
@@ -131,7 +146,8 @@ class Reader:
     def __init__(self) -> None:
         self._done: dict[Path, Row] = {}
 
-    def rows(self, paths: Iterable[Path]) -> list[Row]:
+    def rows(self, paths: Iterable[Path], damaged: Callable[[str], None] = warn) -> list[Row]:
+        """Return the runs' rows; `damaged` is told of records of submissions that cannot be read."""
         queues: dict[Path, Queue] = {}
         rows: list[Row] = []
         for path in paths:
@@ -140,7 +156,7 @@ class Reader:
                 continue
             preset_folder = preset_folder_of(path)
             if preset_folder not in queues:
-                queues[preset_folder] = Queue.read(preset_folder)
+                queues[preset_folder] = Queue.read(preset_folder, damaged)
             row = read(path, queues[preset_folder])
             if row.state == "done":
                 self._done[path] = row
@@ -239,7 +255,7 @@ def watch(folders: Sequence[Path], suite: str | None) -> None:
     with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         while True:
             damaged: list[str] = []
-            rows = reader.rows(path for folder in folders for path in runs_of(folder, suite, damaged.append))
+            rows = reader.rows(each_once(folders, suite, damaged.append), damaged.append)
             shown = sorted(rows, key=lambda row: STATES.index(row.state))[: max(3, console.height - 5)]
             view = Table(box=None, padding=(0, 2, 0, 0))
             for title in TITLES:
@@ -247,7 +263,7 @@ def watch(folders: Sequence[Path], suite: str | None) -> None:
             for row in shown:
                 view.add_row(*map(Text, cells(row, 200)), style=colours.get(row.state, ""))
             more = f"... and {len(rows) - len(shown)} more" if len(rows) > len(shown) else ""
-            live.update(Group(view, Text(more), Text(summary(rows)), *map(Text, damaged)), refresh=True)
+            live.update(Group(view, Text(more), Text(summary(rows)), *map(Text, dict.fromkeys(damaged))), refresh=True)
             if not any(row.state in ("running", "waiting") for row in rows):
                 return
             time.sleep(WATCH_SECONDS)
@@ -256,13 +272,19 @@ def watch(folders: Sequence[Path], suite: str | None) -> None:
 def cancel(paths: Sequence[Path]) -> int:
     """End runs that wait or run: Slurm jobs by scancel, local processes by SIGTERM, so that both save first.
 
-    Only jobs that we submitted are cancelled: a local process may be in an allocation that is the user's own.
+    A launcher on this machine is asked itself where all of its runs are to end; it would begin the next one else. Only
+    jobs that we submitted are cancelled: a local process may be in an allocation that is the user's own.
 
     Returns the exit code: 1 where a run could not be reached from here.
     """
     jobs: dict[str, list[str]] = {}
     unreachable = 0
-    wanted = set(paths)
+    wanted, to_come = set(paths), set[Path]()
+    sweeps = machine.sweeps()
+    for sweep in sweeps:
+        if sweep.runs <= wanted:  # first: it begins no run any more
+            os.kill(sweep.pid, signal.SIGTERM)
+            print(f"asked pid {sweep.pid} to begin no run any more")
     for preset_folder in dict.fromkeys(preset_folder_of(path) for path in paths):
         queue = Queue.read(preset_folder)
         for path in (p for p in paths if preset_folder_of(p) == preset_folder):
@@ -271,6 +293,8 @@ def cancel(paths: Sequence[Path]) -> int:
             except ValueError:  # damaged: the lease and the queue say whether it is at work
                 status = None
             state, why = plan.state_of(path, status, job_of=queue.job_of, knows=queue.knows)
+            if state in ("new", "resume"):
+                to_come.add(path)
             if state not in ("waiting", "running"):
                 continue
             held = lease.look(path)
@@ -287,6 +311,14 @@ def cancel(paths: Sequence[Path]) -> int:
             else:
                 print(f"cannot reach {'/'.join(path.parts[-4:])} from here: {why}", file=sys.stderr)
                 unreachable += 1
+    for sweep in sweeps:
+        if (waiting := sweep.runs & to_come) and not sweep.runs <= wanted:
+            print(
+                f"pid {sweep.pid} will still begin {counted(len(waiting), 'run')} of these and has others; "
+                f"kill {sweep.pid} stops all that it has (they save)",
+                file=sys.stderr,
+            )
+            unreachable += 1
     for job, others in jobs.items():
         beside = f"; with it go {', '.join(others)}" if others else ""
         print(f"scancel {job}{beside}")
@@ -299,9 +331,12 @@ def cancel(paths: Sequence[Path]) -> int:
 
 
 def retry(folders: Sequence[Path], suite: str | None, options: dispatch.Options) -> int:
-    """Start failed and died runs again, with the configuration they have; return the exit code."""
+    """Start failed and died runs again, with the configuration they have; return the exit code.
+
+    One that cannot go on (damaged, or without its checkpoint) is told and is no obstacle to the others; the code is 1.
+    """
     code = 0
-    paths = [path for folder in folders for path in runs_of(folder, suite)]
+    paths = each_once(folders, suite)
     for preset_folder in dict.fromkeys(preset_folder_of(path) for path in paths):
         executor = dispatch.choose(options, dry_run=False)
         with locked(preset_folder) if executor.submits else contextlib.nullcontext():
@@ -310,11 +345,13 @@ def retry(folders: Sequence[Path], suite: str | None, options: dispatch.Options)
             for path in (p for p in paths if preset_folder_of(p) == preset_folder and (p / "run.json").exists()):
                 row = read(path, queue)
                 if row.state in ("failed", "died"):
-                    if lost := RunDir(path).lost_checkpoint():
-                        print(f"cannot go on: {lost}", file=sys.stderr)
+                    try:
+                        if lost := RunDir(path).lost_checkpoint():
+                            raise ValueError(lost)
+                        items.append(Item(run=_as_planned(path), state="failed", why=row.why))
+                    except (OSError, ValueError) as error:
+                        print(f"cannot go on: {error}", file=sys.stderr)
                         code = 1
-                        continue
-                    items.append(Item(run=_as_planned(path), state="failed", why=row.why))
             if not items:
                 print(f"{preset_folder}: no run to start again")
                 continue
@@ -425,17 +462,18 @@ def _run(command: str, arguments: argparse.Namespace) -> int:
         )
         return retry(folders, arguments.suite, options)
     if command == "cancel":
-        return cancel([path for folder in folders for path in runs_of(folder, arguments.suite)])
+        return cancel(each_once(folders, arguments.suite))
     if arguments.watch:
         watch(folders, arguments.suite)
         return 0
     damaged: list[str] = []
 
     def tell(problem: str) -> None:
-        damaged.append(problem)
-        print(f"status.py: {problem}", file=sys.stderr)
+        if problem not in damaged:
+            damaged.append(problem)
+            print(f"status.py: {problem}", file=sys.stderr)
 
-    rows = Reader().rows(path for folder in folders for path in runs_of(folder, arguments.suite, tell))
+    rows = Reader().rows(each_once(folders, arguments.suite, tell), tell)
     if arguments.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
     else:

@@ -14,7 +14,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +113,12 @@ def load(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any] 
 def export_weights(run_dir: RunDir, target: Path) -> RunDir:
     """Write the model of the run's latest checkpoint, with config.toml and run.json, to the folder `target`.
 
+    The same again changes nothing; what is there from another time or run is not replaced.
+
     Raises:
         FileNotFoundError: the run has no checkpoint. FileExistsError: it is an export already, or `target` holds
-            another configuration. ValueError: its config.toml cannot be read. OSError: `target` cannot be written.
+            another run or an earlier export of this one. ValueError: its config.toml, or the run.json there, cannot
+            be read. OSError: `target` cannot be written. CheckpointError: the weights there cannot be read.
     """
     run_dir.config()  # the export would be of no use
     content = load(run_dir.checkpoints)
@@ -128,15 +131,41 @@ def export_weights(run_dir: RunDir, target: Path) -> RunDir:
         raise FileNotFoundError(f"nothing to export: {why_no_model(run_dir)}")
     exported = RunDir(target)
     writable_folder(target, "choose another folder")
+    _check_target(run_dir, content["progress"], exported)
     for source, copy in ((run_dir.config_toml, exported.config_toml), (run_dir.run_json, exported.run_json)):
         if not copy.exists():
             shutil.copyfile(source, copy)
-        elif copy.read_bytes() != source.read_bytes():
-            raise FileExistsError(f"{copy} is of another run than {run_dir.path}; choose another folder")
     partial = exported.weights.with_suffix(".partial")
     _write(partial, {"world_model": content["learner"]["world_model"], "progress": content["progress"]})
     os.replace(partial, exported.weights)
     return exported
+
+
+def _check_target(run_dir: RunDir, progress: Mapping[str, Any], exported: RunDir) -> None:
+    """Raise FileExistsError, with what to do, where an export of the run at this progress would replace something."""
+    pairs = ((run_dir.config_toml, exported.config_toml), (run_dir.run_json, exported.run_json))
+    others = [copy for source, copy in pairs if copy.exists() and copy.read_bytes() != source.read_bytes()]
+    if others and not _is_earlier(run_dir, exported):
+        raise FileExistsError(f"{others[0]} is of another run than {run_dir.path}; choose another folder")
+    own = exported.path.samefile(run_dir.path)
+    if others and exported.checkpoints.exists():
+        raise FileExistsError(f"{exported.path} is an earlier copy of {run_dir.path}; choose another folder")
+    if others or (exported.weights.exists() and _read_weights(exported)["progress"] != progress):
+        there = [exported.weights] if own else [*(copy for _, copy in pairs), exported.weights]
+        names = ", ".join(file.name for file in there if file.exists())
+        raise FileExistsError(
+            f"{exported.path} holds an earlier export of this run; remove its {names} to export anew, or choose "
+            "another folder"
+        )
+
+
+def _is_earlier(run_dir: RunDir, other: RunDir) -> bool:
+    """Return whether the other's run.json is this run's, or was before later starts."""
+    now, then = run_dir.run(), other.record()
+    if then is None:
+        return False
+    same = all(now.get(name) == then.get(name) for name in ("config_hash", "preset", "variant", "created"))
+    return same and now["starts"][: len(then["starts"])] == then["starts"]
 
 
 def load_model(run_dir: RunDir, device: torch.device | str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -149,12 +178,16 @@ def load_model(run_dir: RunDir, device: torch.device | str = "cpu") -> tuple[dic
     if content is not None and "learner" in content:
         return content["learner"]["world_model"], content["progress"]
     if run_dir.weights.exists():
-        try:
-            content = _read(run_dir.weights, device)
-        except _Damaged as error:
-            raise CheckpointError(f"no readable weights: {error}") from None
+        content = _read_weights(run_dir, device)
         return content["world_model"], content["progress"]
     raise FileNotFoundError(why_no_model(run_dir))
+
+
+def _read_weights(run_dir: RunDir, device: torch.device | str = "cpu") -> dict[str, Any]:
+    try:
+        return _read(run_dir.weights, device)
+    except _Damaged as error:
+        raise CheckpointError(f"no readable weights: {error}") from None
 
 
 def why_no_model(run_dir: RunDir) -> str:

@@ -172,7 +172,8 @@ def _main(arguments: argparse.Namespace, make_env: MakeEnv) -> int:
     if arguments.video:
         writable_folder(run_dir.videos, "--video writes there: evaluate a copy of the run, or leave --video out")
     evaluation = len(config.schedule.eval_at()) if arguments.evaluation is None else arguments.evaluation
-    otherwise = "".join(f"+{key}={value}" for key, value in sorted(changes.items()))
+    given = {} if arguments.evaluation is None else {"evaluation": evaluation}
+    otherwise = "".join(f"+{key}={value}" for key, value in sorted({**changes, **given}.items()))
     results: dict[str, list[float]] = {}
     for index, task in enumerate(members):
         if task.name not in chosen:

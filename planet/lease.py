@@ -122,10 +122,15 @@ def _newest(folder: Path) -> int:
 
 
 def _read(path: Path) -> Owner | None:
+    """Return whose the lease is; None: no such file (any more). Raises ValueError where it is damaged."""
     try:
         return Owner(**json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not say who owns the run ({error}); if nothing is at work on that run, remove this file"
+        ) from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -226,7 +231,10 @@ class Lease:
         number = held.number + 1 if held else 1
         path = folder / f"{number}.json"
         draft = folder / f".{me.token}"
-        draft.write_text(json.dumps(asdict(me)))
+        with draft.open("w") as file:
+            json.dump(asdict(me), file)
+            file.flush()
+            os.fsync(file.fileno())  # a name without content, after a power cut, would say that somebody owns the run
         try:
             os.link(draft, path)
         except FileExistsError:

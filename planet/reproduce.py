@@ -103,7 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.into is None:
             print("\n".join(commands(run_dir)))
         else:
-            print(f"python -m planet.train {shlex.quote(os.fspath(run_dir.repetition(arguments.into, KEPT).path))}")
+            made = run_dir.repetition(arguments.into, KEPT)
+            path = shlex.quote(os.fspath(made.path))
+            if starts := len(made.run()["starts"]):
+                was = "was" if starts == 1 else f"was {starts} times"
+                print(f"# {path} is no new run: it {was} started before, and goes on where it stopped")
+            print(f"python -m planet.train {path}")
         for difference in differences(run_dir):
             print(f"# differs here: {difference}", file=sys.stderr)
     except (OSError, ValueError) as error:

@@ -293,17 +293,35 @@ class RunDir:
         """Return an existing run directory.
 
         Raises:
-            FileNotFoundError: no run directory. ValueError: damaged, or of another format.
+            FileNotFoundError: no run directory, or one of its two files is missing. ValueError: damaged, or of another
+                format.
         """
         run = cls(path)
-        if run.record() is None or not run.config_toml.exists():
+        files = (run.run_json, run.config_toml)
+        missing = [file.name for file in files if not file.exists()]
+        if len(missing) == len(files):
             raise FileNotFoundError(
                 f"{path} is no run directory (no run.json and config.toml); benchmarks/launch.py makes them"
             )
+        if missing:
+            raise FileNotFoundError(
+                f"{path} lacks its {missing[0]}; bring it back from a copy, or move the run directory away to start "
+                "over"
+            )
+        run.record()
         return run
 
     def config(self) -> Config:
         return configs.load(self.config_toml)
+
+    def check_unchanged(self, config: Config) -> None:
+        """Raise ValueError where config.toml, which `config` was read from, is not what the run was made with."""
+        made = self.run()["config_hash"]
+        if (found := configs.identity_hash(config)) != made:
+            raise ValueError(
+                f"{self.config_toml} is not what this run was made with (its hash is {found}, run.json has {made}): "
+                "bring the old file back, or make another run: benchmarks/launch.py --set KEY=VALUE"
+            )
 
     def record(self) -> dict[str, Any] | None:
         """Return run.json, or None where there is none.
@@ -378,25 +396,44 @@ class RunDir:
     def repetition(self, into: Path, kept: Collection[str]) -> RunDir:
         """Make a folder to run this run again: its configuration, identity and patches, and no start yet.
 
-        Of what the first start decided it has what is `kept`. Files are copied as they are: they may be of another
-        state of the code, which will read them.
+        Its code is that of the first start. Of what that start decided it has what is `kept`. Files are copied as they
+        are: they may be of another state of the code, which will read them. A repetition of this very run that is
+        already there is returned as it is, its starts included.
 
         Raises:
-            FileExistsError: another run is there. OSError: the folder cannot be written.
+            FileExistsError: this run itself or another one is there; the message says in what that differs.
+            ValueError: what is there is damaged. OSError: the folder cannot be written.
         """
+        if into.exists() and into.samefile(self.path):
+            raise FileExistsError(f"{into} is the run itself; choose another folder for its repetition")
         made, config, record = RunDir(into), self.config_toml.read_bytes(), self.run()
+        first = record["starts"][0] if record["starts"] else record
+        resolved = {name: value for name, value in (record.pop("resolved", None) or {}).items() if name in kept}
+        code = {name: first.get(name) for name in (*_CODE_FIELDS, "patch")}
+        again = {**record, **code, "starts": [], **({"resolved": resolved} if resolved else {})}
         if made.run_json.exists():
-            if made.config_toml.read_bytes() != config:
-                raise FileExistsError(f"{into} holds another run; choose another folder or remove it")
+            if differences := RunDir.open(into)._differences(config, again, kept):
+                raise FileExistsError(
+                    f"{into} holds another run ({', '.join(differences)}); choose another folder or remove it"
+                )
             return made
         writable_folder(into, "choose another folder")
         if self.patches.is_dir():
             shutil.copytree(self.patches, made.patches, dirs_exist_ok=True)
         write_atomic(made.config_toml, config, durable=False)
-        resolved = {name: value for name, value in record.pop("resolved", {}).items() if name in kept}
-        again = {**record, "starts": [], **({"resolved": resolved} if resolved else {})}
         write_atomic(made.run_json, _json(again), durable=False)
         return made
+
+    def _differences(self, config: bytes, record: Mapping[str, Any], kept: Collection[str]) -> list[str]:
+        """Return in what this run is not the repetition that would have these files: `seed 1 -> 0`."""
+        found, had = self.run(), self.resolved() or {}
+        wanted = record.get("resolved", {})
+        names = ("task", "seed", "variant", "preset", "code_hash", "patch")
+        pairs = [(name, found.get(name), record.get(name)) for name in names]
+        # What was left open is decided by the repetition's own first start.
+        pairs += [(name, had.get(name), wanted.get(name)) for name in kept if name in wanted or not found["starts"]]
+        texts = [f"{name} {there!r} -> {here!r}" for name, there, here in pairs if there != here]
+        return [*texts, "its config.toml"] if self.config_toml.read_bytes() != config else texts
 
     # ------------------------------------------------------------------ starts
 

@@ -478,6 +478,7 @@ def train(path: Path, *, make_env: MakeEnv = make_env) -> int:
     if status and status.get("state") == "done":
         print(f"{path}: done")
         return EXIT_DONE
+    run_dir.check_unchanged(config)
     if lost := run_dir.lost_checkpoint():  # starting anew would wipe what is here
         print(f"planet.train: {lost}", file=sys.stderr)
         return EXIT_FAILED
@@ -568,7 +569,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("LP_NUM_THREADS", "0")  # software GL: its threads cost more than they give at 64 x 64
     try:
         return train(arguments.run_dir)
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         print(f"planet.train: {error}", file=sys.stderr)
         return 2
 

@@ -169,7 +169,7 @@ def next_stoch(
     none = tl.zeros([ROWS, WHOLE_STOCH], tl.float32)
     mean = _dot(acc, w_mean, none, PRECISION) + tl.load(b_out + i, mask=of_stoch, other=0.0)[None, :]
     raw = _dot(acc, w_raw, none, PRECISION) + tl.load(b_out + stoch + i, mask=of_stoch, other=0.0)[None, :]
-    if FIXED:
+    if FIXED:  # noqa: SIM108
         deviation = none + spread
     else:
         deviation = _softplus(raw) + spread

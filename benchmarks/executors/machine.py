@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.executors.pool import Slot
@@ -54,20 +56,70 @@ def free_bytes() -> int:
     return available_memory()
 
 
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A launcher of this user that is at work on this machine."""
+
+    pid: int
+    runs: frozenset[Path]
+    """All that it was given, ended ones too."""
+
+
+def _sweeps_folder() -> Path:
+    """Return the folder with a file for each launcher at work, locked for as long as it lives."""
+    folder = Path(tempfile.gettempdir()) / f"planet-sweeps-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise ValueError(f"{folder} belongs to somebody else; set TMPDIR to a folder of your own")
+    return folder
+
+
 @contextmanager
-def at_work() -> Iterator[str | None]:
-    """Say that this process has runs at work on this machine; yields who of this user says so already, else None."""
-    path = Path(tempfile.gettempdir()) / f"planet-at-work-{os.getuid()}"
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+") as file:
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _read_sweeps(folder: Path) -> list[Sweep]:
+    found = []
+    for path in sorted(folder.glob("*.json")):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield f"pid {file.read() or 'unknown'}"
-            return
-        file.truncate(0)
-        file.write(str(os.getpid()))
+            with path.open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    told = json.load(file)
+                    found.append(Sweep(told["pid"], frozenset(map(Path, told["runs"]))))
+                else:  # of a launcher that was killed
+                    path.unlink()
+        except FileNotFoundError:  # its launcher has just ended
+            continue
+    return found
+
+
+def sweeps() -> list[Sweep]:
+    """Return the launchers at work."""
+    folder = _sweeps_folder()
+    with _one_at_a_time(folder):
+        return _read_sweeps(folder)
+
+
+@contextmanager
+def at_work(runs: Sequence[Path]) -> Iterator[list[Sweep]]:
+    """Say that this process has these runs at work on this machine; yields what others of this user say so."""
+    folder = _sweeps_folder()
+    with _one_at_a_time(folder):  # two that begin together see each other
+        others = _read_sweeps(folder)
+        file = tempfile.NamedTemporaryFile("w", suffix=".json", dir=folder, delete=False)  # noqa: SIM115
+        fcntl.flock(file, fcntl.LOCK_EX)
+        json.dump({"pid": os.getpid(), "runs": list(map(str, runs))}, file)
         file.flush()
-        yield None
+    with file:
+        try:
+            yield others
+        finally:
+            Path(file.name).unlink(missing_ok=True)
 
 
 def run_bytes(config: Config) -> int:

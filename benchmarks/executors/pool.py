@@ -22,6 +22,7 @@ from planet import lease
 from planet.run_dir import STATUS_FIELDS, RunDir
 from planet.stop_signal import EXIT_DONE, EXIT_HELD, EXIT_STOPPED
 
+ROOT = Path(__file__).resolve().parents[2]
 Outcome = Literal["done", "failed", "stopped", "held"]
 MAX_DEATHS = 3
 """A worker killed by a signal (out of memory, say) is started again until it dies so often without new checkpoint."""
@@ -60,6 +61,17 @@ class Deaths:
     count: int = 0
     checkpoint: float = 0.0
     signal: str = ""
+
+
+def python_path() -> str:
+    """Return the PYTHONPATH by which other processes import the code that this one runs, whichever is installed."""
+    others = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part and part != str(ROOT)]
+    return os.pathsep.join([str(ROOT), *others])
+
+
+def worker_environment() -> dict[str, str]:
+    """Return this environment with our own code first, before a checkout in which a worker happens to be started."""
+    return {**os.environ, "PYTHONPATH": python_path(), "PYTHONSAFEPATH": "1"}
 
 
 def train_command(path: Path) -> list[str]:
@@ -141,7 +153,7 @@ class Pool:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **slot.environment},
+                env={**worker_environment(), "PYTHONUNBUFFERED": "1", **slot.environment},
                 start_new_session=True,
             )
             killed_by = self._deaths.get(path, Deaths()).signal

@@ -131,6 +131,8 @@ def num_gpus(profile: Profile) -> int:
 def load(path: Path | None, changes: Mapping[str, Any] | None = None) -> Profile:
     """Return the profile in a file (None: the defaults) with some keys changed.
 
+    `gpus` and `gres` say the same thing in two ways: a changed one takes the place of the other in the file.
+
     Raises:
         FileNotFoundError: no such file. ValueError: not TOML, or an unknown key or wrong value; the message names it.
     """
@@ -140,11 +142,17 @@ def load(path: Path | None, changes: Mapping[str, Any] | None = None) -> Profile
             raise FileNotFoundError(f"no cluster profile {path}; examples are in slurm/")
         data = parse_toml(path.read_bytes(), str(path))
     source = str(path) if path else "--cluster-set"
-    if "gpus" in data and "gres" in data:
-        raise ValueError(f"{source}: give gpus or gres, not both")
+    changes = changes or {}
+    for given, where in ((data, source), (changes, "--cluster-set")):
+        if "gpus" in given and "gres" in given:
+            raise ValueError(f"{where}: give gpus or gres, not both")
     profile = _update(Profile(), data, source)
     _update(profile, profile.cpu, f"{source} [cpu]")  # its mistakes are found now, not with the first such run
-    return _update(profile, changes or {}, "--cluster-set")
+    if "gpus" in changes:
+        profile = dataclasses.replace(profile, gres="")
+    elif changes.get("gres"):
+        profile = dataclasses.replace(profile, gpus=Profile().gpus)
+    return _update(profile, changes, "--cluster-set")
 
 
 def for_cpu(profile: Profile) -> Profile:

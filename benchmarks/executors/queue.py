@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -107,25 +107,65 @@ def new_submission(preset_folder: Path, suite: str, packs: Sequence[Sequence[Pat
     )
 
 
-def read_submissions(preset_folder: Path) -> list[Submission]:
-    """Return all submissions on record, the oldest first; a damaged record is skipped, its lease still protects."""
+def warn(problem: str) -> None:
+    """Tell of a damaged record without stopping for it."""
+    print(f"warning: {problem}", file=sys.stderr)
+
+
+def read_submissions(preset_folder: Path, damaged: Callable[[str], None] = warn) -> list[Submission]:
+    """Return all submissions on record, the oldest first.
+
+    Args:
+        damaged: is told of a record that cannot be read, which is then left out; its runs' leases still protect them.
+    """
     found: list[Submission] = []
     for path in sorted(folder_of(preset_folder).glob("*/submission.json")):
+        advice = (
+            f"its jobs are not known here (squeue has them as planet-*-{path.parent.name}): bring it back from a copy, "
+            f"or move {path.parent} away"
+        )
         try:
-            data = read_json(path)
-        except ValueError:
+            data = read_json(path, advice)
+            if data is None:
+                continue
+            if problem := _wrong(data):
+                raise ValueError(f"{path} is damaged ({problem}); {advice}")
+        except ValueError as error:
+            damaged(str(error))
             continue
-        if data is not None and data.get("format") == FORMAT:
-            found.append(
-                Submission(
-                    folder=path.parent,
-                    suite=data["suite"],
-                    created=data["created"],
-                    packs=tuple(map(tuple, data["packs"])),
-                    jobs=tuple(data["jobs"]),
-                )
+        found.append(
+            Submission(
+                folder=path.parent,
+                suite=data["suite"],
+                created=data["created"],
+                packs=tuple(map(tuple, data["packs"])),
+                jobs=tuple(data["jobs"]),
             )
+        )
     return sorted(found, key=lambda s: s.created)
+
+
+def _wrong(data: Mapping[str, Any]) -> str | None:
+    """Return what is missing from a submission's record or of a wrong kind; None: nothing."""
+    missing = [name for name in ("format", "suite", "created", "packs", "jobs") if name not in data]
+    if missing:
+        return f"it lacks {', '.join(missing)}"
+    packs, jobs = data["packs"], data["jobs"]
+    if data["format"] != FORMAT:
+        return f"format must be {FORMAT}, got {data['format']!r}"
+    if not isinstance(data["suite"], str):
+        return f"suite must be a name, got {data['suite']!r}"
+    if not isinstance(data["created"], int | float):
+        return f"created must be a time in seconds, got {data['created']!r}"
+    if not isinstance(packs, list) or not all(map(_are_texts, packs)):
+        return "packs must be a list of lists of run directories"
+    if not _are_texts(jobs) or len(jobs) not in (0, len(packs)):
+        return f"jobs must be a list of {len(packs)} Slurm ids, one for each pack, or empty"
+    return None
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 @contextmanager
@@ -191,10 +231,14 @@ class Queue:
     _jobs: list[dict[str, Job] | None] = field(default_factory=list)
 
     @classmethod
-    def read(cls, preset_folder: Path) -> Queue:
-        """Read the records; asks squeue only if there is a submission that lacks its job ids."""
+    def read(cls, preset_folder: Path, damaged: Callable[[str], None] = warn) -> Queue:
+        """Read the records; asks squeue only if there is a submission that lacks its job ids.
+
+        Args:
+            damaged: is told of a record that cannot be read, which is then left out.
+        """
         queue = cls(preset_folder)
-        for submission in read_submissions(preset_folder):
+        for submission in read_submissions(preset_folder, damaged):
             if not submission.jobs:
                 submission = queue._find(submission)
             if submission is None:

@@ -21,6 +21,7 @@ from submitit.helpers import clean_env
 
 from benchmarks.executors import machine, profile
 from benchmarks.executors.job import Pack
+from benchmarks.executors.pool import python_path
 from benchmarks.executors.profile import Profile
 from benchmarks.executors.queue import Submission, folder_of, new_submission
 from benchmarks.plan import Item
@@ -170,8 +171,11 @@ def submit(batch: Batch, preset_folder: Path, suite: str) -> Submission:
     submission.write()
     executor = _executor(batch, submission)
     work = Pack(mps=batch.profile.mps)
+    # Another Python, in a container perhaps, has its own copy of the code.
+    ours = {} if batch.profile.python else {"PYTHONPATH": python_path()}
     try:
         with _environment(), executor.batch():
+            os.environ.update(ours)
             jobs = [executor.submit(work, *map(str, pack)) for pack in batch.packs]
     except subprocess.CalledProcessError as error:
         raise SubmissionFailed(f"sbatch refused: {error}") from error

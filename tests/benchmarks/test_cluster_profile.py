@@ -31,6 +31,25 @@ def test_a_file_and_then_the_command_line_change_it(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "changes", "expected"),
+    [
+        ('gres = "gpu:a100:1"', {"gpus": "0"}, Profile(gpus="0")),
+        ('gres = "gpu:a100:1"', {"gpus": "h100:2"}, Profile(gpus="h100:2")),
+        ('gpus = "a100:2"', {"gres": "gpu:h100:1"}, Profile(gres="gpu:h100:1")),
+        ('gpus = "a100:2"', {"gres": ""}, Profile(gpus="a100:2")),
+        ('gres = "gpu:a100:1"', {"qos": "low"}, Profile(gres="gpu:a100:1", qos="low")),
+    ],
+)
+def test_gpus_and_gres_of_the_command_line_take_the_place_of_each_other_in_the_file(tmp_path, text, changes, expected):
+    assert profile.load(written(tmp_path, text), changes) == expected
+
+
+def test_gpus_and_gres_are_not_both_given_on_the_command_line_either():
+    with pytest.raises(ValueError, match="--cluster-set: give gpus or gres, not both"):
+        profile.load(None, {"gpus": "1", "gres": "gpu:1"})
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ('partitio = "x"', r"no profile key 'partitio': known are partition, .*; perhaps partition"),

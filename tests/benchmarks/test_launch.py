@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,6 +41,9 @@ class Recording:
         self.started = []
 
     def describe(self, items, *, dry_run):
+        pass
+
+    def check(self):
         pass
 
     def start(self, items, preset_folder, suite):
@@ -282,6 +286,19 @@ def test_ctrl_c_before_a_run_is_at_work_is_no_traceback(tmp_path, recording, cap
     assert "the same command goes on" in capsys.readouterr().err
 
 
+def test_a_run_without_its_config_toml_is_told_what_is_missing(tmp_path, recording, capsys):
+    assert main(tmp_path, *ONE) == 0
+    path = tmp_path / "runs/smoke/base/cartpole_swingup/seed_0"
+    (path / "config.toml").unlink()
+    capsys.readouterr()
+
+    assert main(tmp_path, *ONE) == 2
+    assert capsys.readouterr().err == (
+        f"launch.py: {path} lacks its config.toml; bring it back from a copy, or move the run directory away to start "
+        "over\n"
+    )
+
+
 def test_a_dry_run_writes_nothing(tmp_path, recording, capsys):
     assert main(tmp_path, *ONE, "--dry-run") == 0
 
@@ -297,6 +314,18 @@ def test_a_sweep_for_slurm_without_gpus_is_estimated_in_core_hours(tmp_path, cap
 
     out = capsys.readouterr().out
     assert "core hours" in out and "GPU time" not in out
+
+
+def test_no_gpu_is_asked_for_where_the_command_line_says_so_and_the_profile_has_gres(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "site.toml").write_text('gres = "gpu:a100:1"\n')
+    words = [*ONE, "--executor", "slurm", "--cluster", str(tmp_path / "site.toml"), "--dry-run"]
+
+    assert main(tmp_path, *words) == 0
+    assert "#SBATCH --gres=gpu:a100:1" in capsys.readouterr().out
+    assert main(tmp_path, *words, "--cluster-set", "gpus=0") == 0
+    out = capsys.readouterr().out
+    assert "#SBATCH" in out and "--gres" not in out and "--gpus" not in out
 
 
 def test_a_dry_run_for_slurm_prints_the_script_where_there_is_none(tmp_path, capsys, monkeypatch):
@@ -404,13 +433,22 @@ def test_a_second_launcher_on_a_machine_wants_to_be_told_how_many(tmp_path, caps
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(dispatch, "preflight", lambda: None)
     begun = []
-    monkeypatch.setattr(local, "execute", lambda paths, slots, names: begun.extend(paths) or [])
-    with machine.at_work() as other:
-        assert other is None
+
+    def execute(paths, slots, names):
+        begun.extend(paths)
+        assert [
+            sweep.runs for sweep in machine.sweeps() if set(paths) <= sweep.runs
+        ]  # registered beside the other, too
+        return []
+
+    monkeypatch.setattr(local, "execute", execute)
+    with machine.at_work([tmp_path]) as others:
+        assert others == []
         code = main(tmp_path, *ONE, "--executor", "local", *words)
     err = capsys.readouterr().err
 
     assert (code, len(begun)) == ((75, 1) if words else (2, 0))
+    assert words or not (tmp_path / "runs").exists()  # refused before anything was written
     assert words or (f"pid {os.getpid()} has a sweep at work on this machine" in err and "--max-parallel N" in err)
     assert main(tmp_path, *ONE, "--executor", "local") == 75 and begun  # the other has ended
 
@@ -450,3 +488,24 @@ def test_a_sweep_interrupted_goes_on_when_typed_again(tmp_path):
     second = interrupted_after(first + 1, "inline")
 
     assert second > first and "resumed at episode" in (path / "log.txt").read_text()
+
+
+def test_launcher_and_workers_run_the_code_of_the_checkout_that_was_named(tmp_path):
+    """Not the one that is installed, nor the one in which they are started."""
+    root, copy = SCRIPT.parents[1], tmp_path / "copy"
+    for package in ("planet", "benchmarks", "ablations"):
+        shutil.copytree(root / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with (copy / "planet" / "presets.py").open("a") as file:
+        file.write('print("presets of the copy")\n')
+    (copy / "planet" / "train.py").write_text("print(__file__)\n")
+
+    done = subprocess.run(
+        [sys.executable, str(copy / "benchmarks" / "launch.py"), *ONE, "--executor", "local", "--runs",
+         str(tmp_path / "runs")],
+        capture_output=True, text=True, timeout=300, check=False, cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+
+    assert "presets of the copy" in done.stdout and "1 done" in done.stdout, done.stdout + done.stderr
+    output = (tmp_path / "runs/smoke/base/cartpole_swingup/seed_0/output.txt").read_text()
+    assert str(copy / "planet" / "train.py") in output

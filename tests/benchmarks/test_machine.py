@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -205,3 +208,30 @@ def test_multiplications_are_those_that_torch_counts(transition):
 )
 def test_hours_are_told_in_a_unit_that_fits(hours, text):
     assert cost.text(hours) == text
+
+
+ENDLESS = """
+import sys, time
+from pathlib import Path
+from benchmarks.executors import machine
+with machine.at_work([Path("a"), Path("b")]) as others:
+    print(len(others), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_launchers_at_work_see_each_other_and_a_killed_one_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    other = subprocess.Popen([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE, text=True, env=environment)
+    assert other.stdout is not None and other.stdout.readline() == "0\n"
+
+    with machine.at_work([Path("c")]) as others:
+        assert others == [machine.Sweep(other.pid, frozenset([Path("a"), Path("b")]))]
+        assert {sweep.pid for sweep in machine.sweeps()} == {other.pid, os.getpid()}
+    assert machine.sweeps() == others
+
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    assert machine.sweeps() == [] and not list(tmp_path.glob("*/*.json"))

@@ -67,6 +67,44 @@ def test_a_wrong_setting_is_one_line(capsys, monkeypatch, tmp_path, words, messa
     assert capsys.readouterr().err.startswith(f"packing: {message}")
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("nope/x.json", "nothing can be made in {0}/nope: No such file or directory"),
+        ("file/x.json", "nothing can be made in {0}/file: Not a directory"),
+        ("folder", "a folder has this name"),
+    ],
+)
+def test_a_table_that_cannot_be_written_is_told_before_anything_is_measured(capsys, monkeypatch, tmp_path, name, why):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(packing, "measure", lambda *_, **__: pytest.fail("measured"))
+
+    assert packing.main(["--preset", "smoke", "--json", str(tmp_path / name)]) == 2
+    assert capsys.readouterr().err == (
+        f"packing: --json must be a file that can be written, got {tmp_path / name} ({why.format(tmp_path)}); "
+        "choose another\n"
+    )
+
+
+@pytest.mark.parametrize("vanished", [False, True])
+def test_the_recommendation_is_told_whatever_becomes_of_its_file(capsys, monkeypatch, tmp_path, vanished):
+    file = tmp_path / "folder/paces.json"
+    file.parent.mkdir()
+
+    def measure(config, runs, *, seconds, environment):
+        if vanished and file.parent.exists():
+            file.parent.rmdir()
+        return at(runs, 10.0 * runs, card_gib=9.0)
+
+    monkeypatch.setattr(packing, "measure", measure)
+
+    assert packing.main(["--preset", "smoke", "--runs", "1", "2", "--json", str(file)]) == vanished
+    out, err = capsys.readouterr()
+    assert "recommended: --" in out and " 2 (2.00 times the pace of 1)" in out
+    assert file.exists() != vanished and ("cannot write" in err) == vanished
+
+
 @pytest.mark.slow
 def test_a_small_measurement_from_end_to_end(tmp_path):
     file = tmp_path / "paces.json"

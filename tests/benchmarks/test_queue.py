@@ -237,11 +237,27 @@ def test_knowing_about_our_jobs_costs_no_further_call(tmp_path, cluster):
     assert (cluster / "calls").read_text() == "x\n"
 
 
-def test_a_damaged_record_is_no_obstacle(tmp_path, cluster):
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("{", "Expecting property name"),
+        ('{"format": 1}', "it lacks suite, created, packs, jobs"),
+        ({"format": 2}, "format must be 1, got 2"),
+        ({"suite": 3}, "suite must be a name, got 3"),
+        ({"created": "now"}, "created must be a time in seconds, got 'now'"),
+        ({"packs": [3]}, "packs must be a list of lists of run directories"),
+        ({"jobs": ["1", "2"]}, "jobs must be a list of 1 Slurm ids, one for each pack, or empty"),
+        ({"jobs": [1]}, "jobs must be a list of 1 Slurm ids"),
+    ],
+)
+def test_a_damaged_record_is_no_obstacle_and_is_named(tmp_path, cluster, capsys, text, what):
     preset, submission, _ = submitted(tmp_path)
-    (submission.folder / "submission.json").write_text("{")
+    file = submission.folder / "submission.json"
+    file.write_text(text if isinstance(text, str) else json.dumps({**json.loads(file.read_text()), **text}))
 
     assert Queue.read(preset).submissions == []
+    error = capsys.readouterr().err
+    assert error.startswith(f"warning: {file} is damaged ({what}") and f"move {submission.folder} away" in error
 
 
 def test_one_launcher_at_a_time_submits(tmp_path):

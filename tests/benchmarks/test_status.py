@@ -124,7 +124,7 @@ def test_a_run_with_a_wrong_field_is_a_failed_row_beside_the_others(runs, capsys
     assert "2 runs: 1 failed, 1 done" in capsys.readouterr().out
     _, found = rows(capsys, runs)
     assert found[1]["state"] == "failed" and what in found[1]["error"] and str(path) in found[1]["error"]
-    assert status.main(["retry", str(runs), "--executor", "inline"]) == 2
+    assert status.main(["retry", str(runs), "--executor", "inline"]) == 1
     assert what in capsys.readouterr().err
     assert status.main(["cancel", str(runs)]) == 0
 
@@ -162,6 +162,24 @@ def test_a_damaged_plan_stops_what_asks_for_it_or_acts(runs, capsys):
     for words in ([str(runs), "--suite", "custom"], ["cancel", str(runs)], ["retry", str(runs)]):
         assert status.main(words) == 2
         assert "plans/custom.json is damaged" in capsys.readouterr().err
+
+
+def test_a_damaged_submission_is_named_beside_the_runs(runs, capsys, squeue):
+    run = make(runs, 0, state="done")
+    (squeue / "jobs").write_text("")
+    submission = new_submission(runs / "smoke", "dmc6", [[run.path]])
+    submission.write()
+    file = submission.folder / "submission.json"
+    file.write_text('{"format": 1}')
+    told = f"{file} is damaged (it lacks suite, created, packs, jobs); its jobs are not known here"
+
+    assert status.main([str(runs), str(runs / "smoke")]) == 1
+    out, err = capsys.readouterr()
+    assert "1 run: 1 done" in out and err.count(f"status.py: {told}") == 1
+    assert status.main([str(runs), "--watch"]) == 0
+    assert "is damaged (it lacks suite" in "".join(capsys.readouterr().out.split("\n"))
+    assert status.main(["logs", str(run.path)]) == 0
+    assert f"warning: {told}" in capsys.readouterr().err
 
 
 def test_a_planned_run_whose_run_json_is_gone_is_failed_and_not_new(runs, capsys):
@@ -286,13 +304,10 @@ def test_cancel_says_what_it_cannot_reach(runs, capsys):
     assert "cannot reach smoke/base/cheetah_run/seed_0 from here" in capsys.readouterr().err
 
 
-def test_retry_starts_failed_and_died_runs_only(runs, capsys, monkeypatch):
-    make(runs, 0, state="done")
-    make(runs, 1, state="failed", error="x")
-    make(runs, 2, state="stopped")
-    abandon(make(runs, 3, state="running"))
-    make(runs, 4)
-    started = []
+@pytest.fixture
+def started(monkeypatch):
+    """The names of the run directories that an executor was given to start."""
+    names = []
 
     class Recording:
         submits = False
@@ -300,14 +315,56 @@ def test_retry_starts_failed_and_died_runs_only(runs, capsys, monkeypatch):
         def describe(self, items, *, dry_run):
             pass
 
+        def check(self):
+            pass
+
         def start(self, items, preset_folder, suite):
-            started.extend(item.run.path.name for item in items)
+            names.extend(item.run.path.name for item in items)
             return 0
 
     monkeypatch.setattr(dispatch, "choose", lambda options, dry_run: Recording())
+    return names
+
+
+def test_retry_starts_failed_and_died_runs_only(runs, started):
+    make(runs, 0, state="done")
+    make(runs, 1, state="failed", error="x")
+    make(runs, 2, state="stopped")
+    abandon(make(runs, 3, state="running"))
+    make(runs, 4)
 
     assert status.main(["retry", str(runs), "--executor", "local"]) == 0
     assert started == ["seed_1", "seed_3"]
+
+
+def test_folders_that_overlap_name_each_run_once_and_in_their_order(runs, capsys, started, monkeypatch):
+    make(runs, 0, state="failed", error="x")
+    one = make(runs, 1, state="failed", error="x").path
+    (runs.parent / "link").symlink_to(runs)
+    folders = [one, runs / "smoke", runs / "smoke/../smoke/base", runs.parent / "link", one]
+
+    assert [row["run"][-6:] for row in rows(capsys, *folders)[1]] == ["seed_1", "seed_0"]
+    assert status.main([*map(str, folders), "--watch"]) == 0
+    assert "2 runs: 2 failed" in capsys.readouterr().out
+    assert status.main(["retry", *map(str, folders), "--executor", "local"]) == 0
+    assert started == ["seed_1", "seed_0"]
+    given = []
+    monkeypatch.setattr(status, "cancel", lambda paths: given.extend(path.name for path in paths) or 0)
+    assert status.main(["cancel", *map(str, folders)]) == 0
+    assert given == ["seed_1", "seed_0"]
+
+
+@pytest.mark.parametrize(("file", "text"), [("run.json", "{"), ("status.json", "{"), ("config.toml", "a = ")])
+def test_a_damaged_run_does_not_keep_retry_from_the_others(runs, capsys, started, file, text):
+    for seed in range(3):
+        make(runs, seed, state="failed", error="x")
+    damaged = run_path(runs, "smoke", "base", "cheetah_run", 1) / file
+    damaged.write_text(text)
+
+    assert status.main(["retry", str(runs), "--executor", "local"]) == 1
+    assert started == ["seed_0", "seed_2"]
+    error = capsys.readouterr().err
+    assert error.startswith(f"cannot go on: {damaged} is ") and error.count("\n") == 1
 
 
 def test_a_run_without_checkpoint_is_not_retried(runs, capsys):
@@ -371,3 +428,54 @@ def test_status_survives_a_closed_pipe(runs):
 
     assert "Traceback" not in done.stderr
     assert signal.SIGPIPE  # the platform has pipes that close
+
+
+SWEEP = """
+import sys
+from pathlib import Path
+from benchmarks.executors import local, machine
+from benchmarks.executors.pool import Slot
+script, *names = sys.argv[1:]
+paths = [Path(name) for name in names]
+with machine.at_work(paths):
+    local.execute(paths, [Slot("0", {})], command=lambda path: [sys.executable, script, str(path)])
+"""
+
+
+@pytest.fixture
+def sweep(runs, tmp_path, monkeypatch):
+    """A launcher with three runs and one place, the first of them at work."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    all_runs = [make(runs, seed) for seed in range(3)]
+    for run in all_runs:
+        (run.path / "behave").write_text("slow")
+    words = [sys.executable, "-c", SWEEP, str(FAKE), *(str(run.path) for run in all_runs)]
+    with subprocess.Popen(words, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL) as launcher:
+        deadline = time.monotonic() + 60
+        while (all_runs[0].status() or {}).get("state") != "running":
+            assert time.monotonic() < deadline and launcher.poll() is None
+            time.sleep(0.02)
+        yield launcher, all_runs
+        launcher.kill()
+
+
+def test_cancel_ends_a_launcher_with_all_that_it_has(runs, sweep, capsys):
+    launcher, all_runs = sweep
+
+    assert status.main(["cancel", str(runs)]) == 0
+    assert f"asked pid {launcher.pid} to begin no run any more" in capsys.readouterr().out
+
+    launcher.wait(60)
+    assert [(run.status() or {}).get("state") for run in all_runs] == ["stopped", None, None]
+
+
+def test_cancel_of_some_runs_says_which_launcher_will_begin_others_of_them(sweep, capsys):
+    launcher, all_runs = sweep
+
+    assert status.main(["cancel", *(str(run.path) for run in all_runs[:2])]) == 1
+    said = capsys.readouterr()
+    assert f"pid {launcher.pid} will still begin 1 run of these and has others; kill {launcher.pid} stops" in said.err
+    assert "asked base/cheetah_run/seed_0" in said.out.replace("smoke/", "")
+
+    launcher.wait(60)
+    assert [(run.status() or {}).get("state") for run in all_runs] == ["stopped", "done", "done"]

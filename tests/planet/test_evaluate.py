@@ -57,13 +57,17 @@ def test_a_trained_agent_plans_otherwise_where_it_is_told_to(tmp_path, capsys):
     same = returns(run.path, capsys, "--set", "planner.samples=1")
     other = returns(run.path, capsys, "--set", "planner.candidates=9", "planner.elites=3", "--video")
 
+    for evaluation in ("0", "1"):
+        returns(run.path, capsys, "--evaluation", evaluation, "--video", "--episodes", "1")
+
     assert as_trained["set"] == {} and same["returns"] == as_trained["returns"]
     assert other["set"] == {"planner.candidates": "9", "planner.elites": "3"}
     assert other["returns"] != as_trained["returns"]
     assert run.config_toml.read_bytes() == before
-    assert sorted(p.name for p in run.videos.iterdir()) == [
-        f"evaluation_00007_cartpole_swingup_{k}+planner.candidates=9+planner.elites=3.gif" for k in range(2)
-    ]
+    assert {p.name for p in run.videos.iterdir()} == {
+        *(f"evaluation_00007_cartpole_swingup_{k}+planner.candidates=9+planner.elites=3.gif" for k in range(2)),
+        *(f"evaluation_00007_cartpole_swingup_0+evaluation={k}.gif" for k in range(2)),
+    }
 
 
 @pytest.mark.parametrize(
@@ -122,6 +126,66 @@ def test_an_export_is_not_exported_again(tmp_path, capsys):
     assert checkpoint.main(["export", str(exported.path), str(tmp_path / "again")]) == 2
     assert f"is an export already; python -m planet.evaluate {exported.path} takes" in capsys.readouterr().err
     assert not (tmp_path / "again").exists()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("how", ["resumed", "resumed with another setting", "further on"])
+def test_an_earlier_export_of_a_run_is_told_and_stays(tmp_path, capsys, how):
+    run, shipped = trained_run(tmp_path / "seed_0"), tmp_path / "shipped"
+    run.record_start(threads=1)
+    words = ["export", str(run.path), str(shipped)]
+    assert checkpoint.main(words) == 0
+    before = files_of(shipped)
+    assert checkpoint.main(words) == 0  # typed again
+    assert files_of(shipped) == before
+
+    if how == "resumed with another setting":
+        run.config_toml.write_bytes(run.config_toml.read_bytes() + b"# changed\n")
+    if how != "further on":
+        run.record_start(threads=1)
+    latest = checkpoint.load(run.checkpoints) or {}
+    checkpoint.save(run.checkpoints, {**latest, "progress": {"episodes": 8, "updates": 30}})
+    capsys.readouterr()
+    assert checkpoint.main(words) == 2
+    assert capsys.readouterr().err == (
+        f"planet.checkpoint: {shipped} holds an earlier export of this run; remove its config.toml, run.json, "
+        "weights.pt to export anew, or choose another folder\n"
+    )
+    assert files_of(shipped) == before
+
+    for name in ("config.toml", "run.json", "weights.pt"):
+        (shipped / name).unlink()
+    assert checkpoint.main(words) == 0
+    assert checkpoint.load_model(RunDir(shipped))[1] == {"episodes": 8, "updates": 30}
+
+
+def test_weights_in_the_run_itself_and_an_earlier_copy_of_it_are_not_replaced(tmp_path, capsys):
+    run = trained_run(tmp_path / "seed_0")
+    checkpoint.export_weights(run, run.path)
+    shutil.copytree(run.path, tmp_path / "copy")
+    run.record_start(threads=1)
+    latest = checkpoint.load(run.checkpoints) or {}
+    checkpoint.save(run.checkpoints, {**latest, "progress": {"episodes": 8, "updates": 30}})
+
+    assert checkpoint.main(["export", str(run.path), str(run.path)]) == 2
+    assert "remove its weights.pt to export anew" in capsys.readouterr().err
+    assert checkpoint.main(["export", str(run.path), str(tmp_path / "copy")]) == 2
+    assert f"copy is an earlier copy of {run.path}; choose another folder" in capsys.readouterr().err
+
+
+def test_a_run_is_not_exported_over_the_export_of_its_repetition(tmp_path, capsys):
+    run = trained_run(tmp_path / "seed_0")
+    again = run.repetition(tmp_path / "again", ())
+    for made, threads in ((again, 1), (run, 2)):
+        made.record_start(threads=threads)
+    shutil.copytree(run.checkpoints, again.checkpoints)
+    checkpoint.export_weights(again, tmp_path / "shipped")
+
+    assert checkpoint.main(["export", str(run.path), str(tmp_path / "shipped")]) == 2
+    assert f"run.json is of another run than {run.path}; choose another folder" in capsys.readouterr().err
 
 
 def test_a_run_whose_configuration_cannot_be_read_is_not_exported(tmp_path, capsys):

@@ -255,3 +255,17 @@ def test_without_squeue_nothing_is_known(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
 
     assert lease.squeue_knows("12") is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]"])
+def test_a_lease_that_says_nothing_is_named_with_what_to_do(tmp_path, content):
+    (tmp_path / "lease").mkdir()
+    path = tmp_path / "lease" / "4.json"
+    path.write_text(content)
+
+    for use in (look, Lease.acquire):
+        with pytest.raises(ValueError, match=r"lease/4\.json does not say who owns the run .* remove this file"):
+            use(tmp_path)
+
+    path.unlink()
+    Lease.acquire(tmp_path).release()

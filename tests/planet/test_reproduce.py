@@ -67,6 +67,92 @@ def test_another_run_is_not_written_over(run, tmp_path, capsys):
     assert reproduce.main([str(run.path), "--into", str(tmp_path / "x")]) == 0  # typed again
 
 
+def test_a_run_is_not_its_own_repetition(run, tmp_path, capsys):
+    (tmp_path / "link").symlink_to(run.path)
+
+    for into in (run.path, tmp_path / "link"):
+        assert reproduce.main([str(run.path), "--into", str(into)]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and f"{into} is the run itself; choose another folder" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "resolved", "what"),
+    [
+        ({}, {"precision": "float32"}, "precision 'bfloat16' -> 'float32'"),
+        ({}, {"threads": 4}, "threads 2 -> 4"),
+        ({"code_hash": "0" * 12}, {}, f"code_hash '{CODE['code_hash']}' -> '{'0' * 12}'"),
+        ({"dirty": True, "patch": b"diff\n"}, {}, "patch None -> 'patches/"),
+    ],
+)
+def test_a_run_with_other_settings_or_code_is_not_repeated_in_the_same_folder(
+    run, tmp_path, monkeypatch, capsys, change, resolved, what
+):
+    # Planned with the same code, begun with another.
+    other = RunDir.create(tmp_path / "other", run.config(), preset="quick", variant="base+planner.horizon=5")
+    monkeypatch.setattr(provenance, "of_code", lambda: {**CODE, **change})
+    other.record_start(**{"precision": "bfloat16", "threads": 2, **resolved})
+    into = tmp_path / "x"
+    assert reproduce.main([str(run.path), "--into", str(into)]) == 0
+    before = (into / "run.json").read_bytes()
+
+    for _ in range(2):
+        assert reproduce.main([str(other.path), "--into", str(into)]) == 2
+        error = capsys.readouterr().err
+        assert f"{into} holds another run ({what}" in error and "config.toml" not in error
+        assert (into / "run.json").read_bytes() == before
+        RunDir(into).record_start(precision="bfloat16", threads=2)
+        before = (into / "run.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("identity", "what"),
+    [
+        ({"seed": 4}, "seed 3 -> 4, its config.toml"),
+        ({"variant": "other"}, "variant 'base' -> 'other'"),
+        ({"preset": "paper"}, "preset 'quick' -> 'paper'"),
+    ],
+)
+def test_a_run_of_another_identity_is_not_repeated_in_the_same_folder(run, tmp_path, monkeypatch, identity, what):
+    asked = {"seed": 3, "variant": "base", "preset": "quick"}
+    runs = []
+    for name, of in (("a", asked), ("b", {**asked, **identity})):
+        config = resolve("cheetah_run", preset="quick", seed=of["seed"])
+        runs.append(RunDir.create(tmp_path / name, config, preset=of["preset"], variant=of["variant"]))
+    runs[0].repetition(tmp_path / "x", reproduce.KEPT)
+
+    with pytest.raises(FileExistsError) as caught:
+        runs[1].repetition(tmp_path / "x", reproduce.KEPT)
+    assert f"holds another run ({what}); choose another folder or remove it" in str(caught.value)
+
+
+def test_a_repetition_that_was_started_is_not_called_new(run, tmp_path, capsys):
+    unstarted = RunDir.create(tmp_path / "unstarted", run.config(), preset="quick", variant="base")
+    for source in (run, unstarted):
+        into = tmp_path / f"again {source.path.name}"
+        command = f"python -m planet.train '{into}'\n"
+        assert reproduce.main([str(source.path), "--into", str(into)]) == 0
+        assert capsys.readouterr().out == command
+        for times in ("was", "was 2 times"):
+            RunDir(into).record_start(device="cpu", precision="float32", threads=1)
+            assert reproduce.main([str(source.path), "--into", str(into)]) == 0
+            told = f"# '{into}' is no new run: it {times} started before, and goes on where it stopped\n"
+            assert capsys.readouterr().out == told + command
+
+
+def test_a_repetition_has_the_code_of_the_first_start(run, tmp_path, monkeypatch):
+    other = RunDir.create(tmp_path / "other", run.config(), preset="quick", variant="base")
+    patched = {**CODE, "code_hash": "0" * 12, "dirty": True, "patch": b"diff\n"}
+    monkeypatch.setattr(provenance, "of_code", lambda: patched)
+    other.record_start(precision="bfloat16", threads=2)
+    again = other.repetition(tmp_path / "again", reproduce.KEPT)
+
+    assert again.run()["code_hash"] == "0" * 12
+    assert [line for line in reproduce.commands(again) if "git" in line] == [
+        line for line in reproduce.commands(other) if "git" in line
+    ]
+
+
 def test_a_folder_that_cannot_be_written_is_refused(run, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
 

@@ -91,6 +91,17 @@ def test_open_names_the_folder_that_is_no_run(tmp_path):
         RunDir.open(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["config.toml", "run.json"])
+def test_open_names_the_one_file_that_is_missing(run, name):
+    (run.path / name).unlink()
+
+    with pytest.raises(FileNotFoundError) as caught:
+        RunDir.open(run.path)
+    assert str(caught.value) == (
+        f"{run.path} lacks its {name}; bring it back from a copy, or move the run directory away to start over"
+    )
+
+
 def test_open_refuses_another_format(run):
     run.run_json.write_text(json.dumps({**run.run(), "format": 2}))
 

@@ -289,6 +289,36 @@ def test_a_run_killed_before_its_first_checkpoint_says_that_it_begins_anew(tmp_p
     assert run.log.read_text().count(said) == 1
 
 
+@pytest.mark.parametrize("dynamics", ["latent", "simulator"])
+def test_a_config_changed_by_hand_is_refused(tmp_path, capsys, dynamics):
+    """It would train as the run that run.json and the folder's name say it is."""
+    run = create(tmp_path / "run", tiny(**{"planner.dynamics": dynamics}))
+    text = run.config_toml.read_text()
+    run.config_toml.write_text(text.replace("learning_rate = 0.001", "learning_rate = 0.5"))
+    assert run.config_toml.read_text() != text
+
+    assert planet_train.main([str(run.path)]) == 2
+
+    said = capsys.readouterr().err
+    assert f"{run.config_toml} is not what this run was made with" in said and "launch.py --set KEY=VALUE" in said
+    assert not run.status_json.exists()
+    # What is no part of a run's identity may be changed.
+    run.config_toml.write_text(text.replace("checkpoint_seconds = 0.0", "checkpoint_seconds = 7.0"))
+    run.check_unchanged(run.config())
+
+
+def test_a_file_system_that_cannot_be_written_is_no_traceback(tmp_path, monkeypatch, capsys):
+    run = create(tmp_path / "run", tiny())
+
+    def refuse(path):
+        raise OSError(30, "Read-only file system", str(path / "lease"))
+
+    monkeypatch.setattr(planet_train.Lease, "acquire", refuse)
+    assert planet_train.main([str(run.path)]) == 2
+
+    assert "planet.train: [Errno 30] Read-only file system" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     refused = start(tmp_path)
 
