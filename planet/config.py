@@ -132,6 +132,8 @@ class ObjectiveConfig:
             overshooting_scale=self.overshooting_scale, overshooting_free_nats=self.overshooting_free_nats,
         )  # fmt: skip
         _at_least("objective", 2, overshooting_distance=self.overshooting_distance)
+        scales = (self.image_scale, self.reward_scale, self.kl_scale, self.global_kl_scale, self.overshooting_scale)
+        _require(any(scales), "one of the objective's scales must be above 0, got only zeros: nothing would be learned")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

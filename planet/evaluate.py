@@ -25,6 +25,7 @@ from planet.agent import Agent
 from planet.config import Config, override, parse_changes
 from planet.envs import Env, MakeEnv, PadActions, make_env
 from planet.prediction import write_open_loop
+from planet.presets import with_elites
 from planet.rollout import Episode, run_episodes
 from planet.run_dir import RunDir, writable_folder
 from planet.strips import write_gif
@@ -133,7 +134,7 @@ def with_planner(config: Config, changes: Mapping[str, str]) -> Config:
                 f"--set changes how a trained agent plans (planner.candidates, planner.samples, ...), got {key}: train "
                 "another run for that (benchmarks/launch.py --set)"
             )
-    return override(config, changes)
+    return override(config, with_elites(changes))
 
 
 def _main(arguments: argparse.Namespace, make_env: MakeEnv) -> int:
@@ -165,7 +166,10 @@ def _main(arguments: argparse.Namespace, make_env: MakeEnv) -> int:
     if arguments.open_loop:
         writable_folder(run_dir.predictions, "--open-loop writes there: evaluate a copy of the run")
         before = ", in place of what was there" if any(run_dir.predictions.iterdir()) else ""
-        for path in write_open_loop(run_dir, config, agent.world_model, trained_episodes=trained, device=device):
+        for path in write_open_loop(
+            run_dir, config, agent.world_model, trained_episodes=trained, device=device,
+            count=config.schedule.open_loop_episodes or 10,
+        ):  # fmt: skip
             print(path)
         print(f"{run_dir.predictions}: of the model after {trained} episodes{before}", file=sys.stderr)
         return 0

@@ -62,6 +62,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def with_elites(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return changes in which a number of elites takes the place of an earlier fraction, which would go before it."""
+    if "planner.elites" in changes and "planner.elite_fraction" not in changes:
+        return {**changes, "planner.elite_fraction": 0.0}
+    return dict(changes)
+
+
 def resolve(
     task: str,
     *,
@@ -95,7 +102,7 @@ def resolve(
         for key in ("task", "seed"):
             if key in layer and layer is not layers[1] and layer is not layers[4]:
                 raise KeyError(f"{key!r} cannot be set here: name tasks and seeds on the command line")
-        merged.update(layer)
+        merged.update(with_elites(layer))
     config = override(Config(), merged)
     # 0 given by a later layer is the task's own, too: the same run, so the same configuration.
     return config if config.env.action_repeat else override(config, {"env.action_repeat": repeat})

@@ -384,7 +384,10 @@ class RunDir:
         status = self.status() or {}
         if status.get("state") not in ("stopped", "done"):
             rows = read_jsonl(self.metrics_jsonl)[0]  # not the configuration first: it takes longer, and most have none
-            if len(rows) < 2 or rows[-2].get("wall_seconds", 0) <= self.config().runtime.checkpoint_seconds:
+            if len(rows) < 2:
+                return None
+            then = [start.get("checkpoint_seconds", 0.0) for start in self.run()["starts"]]  # it may be changed since
+            if rows[-2].get("wall_seconds", 0) <= max(self.config().runtime.checkpoint_seconds, *then, 0.0):
                 return None
         at = f"episode {status.get('episode', '?')} of {status.get('episodes_total', '?')}"
         return (
@@ -455,6 +458,7 @@ class RunDir:
             "code_hash": code["code_hash"],
             "versions": code["versions"],
             "patch": self._save_patch(code["patch"]),
+            "checkpoint_seconds": self.config().runtime.checkpoint_seconds,
             **machine,
             "resolved": resolved,
         }

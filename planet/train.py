@@ -295,6 +295,9 @@ class Trainer:
                 task_index=index,
                 on_step=self._during_episode,
             )
+            if len(self.tasks) > 1:  # of six tasks at a time they would take many gigabytes
+                for env in self._eval_envs.pop(task.name):
+                    env.close()
             returns += [episode.total_reward for episode, _ in result]
             rows += [(task, episode, env_seed) for episode, env_seed in result]
         for task, episode, env_seed in rows:

@@ -91,6 +91,11 @@ def test_changes_are_checked_together():
         ({"env.action_repeat": -1}, ValueError, ["env.action_repeat", "at least 0", "-1"]),
         ({"seed": 2**63}, ValueError, ["seed", "0..9223372036854775807", "9223372036854775808"]),
         ({"env.episode_env_steps": 2000}, ValueError, ["1000", "2000"]),
+        (
+            {"objective.image_scale": 0.0, "objective.reward_scale": 0.0, "objective.kl_scale": 0.0},
+            ValueError,
+            ["objective's scales", "above 0"],
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_is_allowed(changes, error, words):
@@ -99,6 +104,14 @@ def test_a_wrong_value_is_refused_with_what_is_allowed(changes, error, words):
 
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_number_of_elites_takes_the_place_of_an_earlier_fraction_and_the_reverse():
+    """The fraction goes before the number, so a later number would count for nothing."""
+    fraction = {"planner.candidates": 300, "planner.elite_fraction": 0.1}
+    assert resolve("cheetah_run", ablation=fraction).planner.num_elites == 30
+    assert resolve("cheetah_run", ablation=fraction, changes={"planner.elites": "7"}).planner.num_elites == 7
+    assert resolve("cheetah_run", ablation={"planner.elites": 7}, changes=fraction).planner.num_elites == 30
 
 
 def test_a_chunk_longer_than_an_episode_is_refused():

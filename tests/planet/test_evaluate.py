@@ -70,6 +70,13 @@ def test_a_trained_agent_plans_otherwise_where_it_is_told_to(tmp_path, capsys):
     }
 
 
+def test_a_number_of_elites_counts_where_the_run_has_a_fraction() -> None:
+    config = resolve("cheetah_run", ablation={"planner.candidates": 300, "planner.elite_fraction": 0.1})
+
+    assert evaluate.with_planner(config, {"planner.iterations": "1", "planner.elites": "1"}).planner.num_elites == 1
+    assert evaluate.with_planner(config, {"planner.iterations": "1"}).planner.num_elites == 30
+
+
 @pytest.mark.parametrize(
     ("assignment", "named"),
     [
@@ -354,6 +361,7 @@ def test_open_loop_writes_after_how_many_episodes_the_model_was_taken(tmp_path, 
 
     assert evaluate.main([str(run.path), "--open-loop", "--device", "cpu"]) == 0
     assert given["trained_episodes"] == 7
+    assert given["count"] == 2  # the probes are fitted to as many episodes as at the end of training
     assert "open_loop.csv" in capsys.readouterr().out
 
 

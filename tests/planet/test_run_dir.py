@@ -228,6 +228,22 @@ def test_a_run_that_must_have_had_a_checkpoint_and_has_none_is_told(run, state, 
     assert run.lost_checkpoint() is None
 
 
+def test_checkpoints_more_often_from_now_on_are_not_missed_in_what_was_before(run):
+    make(run.path, **{"runtime.checkpoint_seconds": 3600})
+    run.record_start(device="cpu")
+    run.write_status({"state": "running", "episode": 3, "episodes_total": 9})
+    with Recorder(run) as recorder:
+        for seconds in (300.0, 600.0, 900.0):
+            recorder.append_metrics({"updates": 1, "env_steps": 1, "wall_seconds": seconds})
+    make(run.path, **{"runtime.checkpoint_seconds": 120})
+
+    assert run.lost_checkpoint() is None
+    with Recorder(run) as recorder:
+        for seconds in (3601.0, 3700.0):
+            recorder.append_metrics({"updates": 1, "env_steps": 1, "wall_seconds": seconds})
+    assert run.lost_checkpoint() is not None
+
+
 def test_an_exported_agent_has_no_checkpoint_to_go_on_from_unless_it_lies_in_its_run(run):
     run.weights.touch()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from planet import cem, checkpoint, processor
+from planet import cem, checkpoint, processor, tasks
 from planet import train as planet_train
 from planet.config import Config
 from planet.counting_env import CountingEnv
@@ -324,6 +324,31 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
     assert refused.returncode == 2
     assert "no run directory" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_one_agent_for_several_tasks_evaluates_in_one_at_a_time(tmp_path, monkeypatch):
+    """Ten environments of each of six would be some nine gigabytes of processes."""
+    monkeypatch.setitem(tasks.GROUPS, "pair", ("cartpole_swingup", "cup_catch"))
+    changes = {"schedule.updates": 1, "schedule.train_episodes": 2, "schedule.eval_points": 2}
+    config = resolve("pair", preset="smoke", changes={**changes, "schedule.open_loop_episodes": 0})
+    living, most = 0, 0
+
+    class Counted(CountingEnv):
+        def __init__(self):
+            nonlocal living, most
+            super().__init__(action_size=1, agent_steps=10)
+            living += 1
+            most = max(most, living)
+
+        def close(self):
+            nonlocal living
+            living -= 1
+
+    run = create(tmp_path / "seed_0", config)
+    assert train(run.path, make_env=lambda task, config: Counted()) == 0
+
+    assert (living, most) == (0, 2 + config.schedule.eval_episodes)
+    assert len([row for row in without_times(run.episodes_jsonl) if row["kind"] == "eval"]) == 2 * 2 * 2
 
 
 @pytest.mark.slow
