@@ -55,6 +55,8 @@ class Effect:
     paper: float | None
     changed: tuple[str, ...]
     """What these runs hold that their partners do not: `planner.candidates 100 → 300`. Presets decide both values."""
+    shared: bool
+    """Whether the variant's runs have several tasks each, and an effect on every one of them."""
 
     @property
     def verdict(self) -> str:
@@ -170,17 +172,32 @@ def _effect(
         series, variant, against, task, int(episode), episode == last, tuple(differences), tuple(s for s, _ in at),
         max(results.seeds_expected(variant, task), len(at)), interval,
         published.paper_effect(variant, task, int(episode)) if comparable else None,
-        changed_settings(*pairs[0]),
+        changed_settings(*pairs[0]), any(run.task != task for run, _ in pairs),
     )  # fmt: skip
 
 
-def over_tasks(own: Sequence[Effect]) -> tuple[Interval, float | None]:
-    """Return the mean effect over tasks with its stratified interval, and the paper's mean over the same tasks."""
-    interval = aggregate.bootstrap(
-        [np.array(effect.differences) for effect in own], aggregate.mean, np.random.default_rng(0)
-    )
+def over_tasks(own: Sequence[Effect]) -> tuple[Interval, int, float | None]:
+    """Return the mean effect over tasks with its stratified interval, the fewest pairs of a task, and the paper's mean
+    over the same tasks.
+
+    Runs of several tasks are drawn whole: only pairs that all of the tasks have go in, and without such there is no
+    interval.
+    """
     theirs = [effect.paper for effect in own]
-    return interval, None if any(value is None for value in theirs) else float(np.mean(theirs))
+    paper = None if any(value is None for value in theirs) else float(np.mean(theirs))
+    shared = any(effect.shared for effect in own)
+    by_seed = [dict(zip(effect.seeds, effect.differences, strict=True)) for effect in own]
+    if shared:
+        whole = [seed for seed in by_seed[0] if all(seed in differences for differences in by_seed)]
+        if not whole:
+            value = float(np.mean([effect.interval.value for effect in own]))
+            return Interval(value, float("nan"), float("nan")), 0, paper
+        by_seed = [{seed: differences[seed] for seed in whole} for differences in by_seed]
+    interval = aggregate.bootstrap(
+        [np.array(list(differences.values())) for differences in by_seed], aggregate.mean, np.random.default_rng(0),
+        runs=["shared"] * len(own) if shared else None,
+    )  # fmt: skip
+    return interval, min(map(len, by_seed)), paper
 
 
 # ------------------------------------------------------------------------------------------------- what is shown
@@ -190,15 +207,17 @@ def signed(value: float) -> str:
     return f"{value:+z.0f}".replace("-", "−")
 
 
-def with_interval(interval: Interval, tasks: int = 1) -> str:
+def with_interval(interval: Interval, tasks: int = 1, pairs: int = 1) -> str:
     if not interval.known:
-        return f"{signed(interval.value)} ({'one pair' if tasks == 1 else 'a task has one pair'})"
+        why = "one pair" if tasks == 1 else "a task has one pair" if pairs else "no seed has a pair on all tasks"
+        return f"{signed(interval.value)} ({why})"
     return f"{signed(interval.value)} [{signed(interval.low)}, {signed(interval.high)}]"
 
 
 READ = (
     "Effect: mean over seeds of (variant − partner) in return, paired by seed, each run by the mean of its evaluation "
-    f"episodes; [95 % percentile bootstrap over pairs, stratified by task, {aggregate.RESAMPLES:,} resamples]. "
+    f"episodes; [95 % percentile bootstrap over pairs, stratified by task, {aggregate.RESAMPLES:,} resamples; "
+    "runs of several tasks are drawn whole, from the pairs that all tasks have]. "
     f"{aggregate.COVERAGE} Paper: difference of the two curves' medians at that many "
     "episodes; at their end, of their last five. "
     f"Verdict: <em>agrees</em> if our interval and the paper's number point the same way (under {MARGIN:.0f} counts "
@@ -227,8 +246,7 @@ def claims_table(found: Sequence[Effect]) -> Table:
     for i, series in enumerate(dict.fromkeys(effect.series for effect in found)):
         own = [effect for effect in found if effect.series == series]
         question = questions().get(split(own[0].variant)[0])
-        interval, paper = over_tasks(own)
-        fewest = min(len(effect.differences) for effect in own)
+        interval, fewest, paper = over_tasks(own)
         verdict = judge(interval, fewest, paper)
         when = "" if all(effect.final for effect in own) else " so far"
         against = "" if own[0].against == "base" else f" (against {series_label(own[0].against)})"
@@ -238,7 +256,7 @@ def claims_table(found: Sequence[Effect]) -> Table:
                 "variant": series_label(series) + against,
                 "question": f"{question.question if question else ''} ({', '.join(own[0].changed)})".strip(),
                 "the paper": (f"{question.figure}: {question.claim}" if question and question.claim else "no claim"),
-                "effect": with_interval(interval, len(own)) + when,
+                "effect": with_interval(interval, len(own), fewest) + when,
                 "paper's": "–" if paper is None else signed(paper),
                 "tasks": str(len(own)),
                 "pairs": counts,

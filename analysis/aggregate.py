@@ -4,12 +4,15 @@ Scores come as strata: one array per task, one value per seed (a seed's value is
 episodes, since episodes of one agent are not independent). Estimates follow Agarwal et al. 2021, "Deep reinforcement
 learning at the edge of the statistical precipice"; tasks may have different numbers of seeds. Randomness is an
 argument.
+
+An agent of several tasks has a score on each from one run, and these are not independent. `runs` names what each
+stratum holds: strata of one name have the scores of the same runs in the same order and are drawn together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,18 +46,27 @@ Statistic = Callable[[Sequence[Samples]], Float[np.ndarray, " samples"]]
 """Strata of resampled scores, each [samples, seeds] -> one value per sample."""
 
 
-def trimmed_mean(values: Float[np.ndarray, "samples n"], share: float = 0.25) -> Float[np.ndarray, " samples"]:
-    """Return the means without the lowest and highest `floor(share * n)` values: the interquartile mean for 0.25."""
-    n = values.shape[1]
-    cut = int(share * n)
-    if cut:
-        values = np.partition(values, (cut, n - cut - 1), axis=1)[:, cut : n - cut]
-    return values.mean(axis=1)
+def trimmed_mean(
+    values: Float[np.ndarray, "samples n"], weights: Float[np.ndarray, " n"], share: float = 0.25
+) -> Float[np.ndarray, " samples"]:
+    """Return the weighted means without the lowest and highest values that weigh at most `share` of all together.
+
+    The interquartile mean for 0.25. Of n equal weights, `floor(share * n)` values go at each end.
+    """
+    order = np.argsort(values, axis=1, kind="stable")
+    ordered, weighs = np.take_along_axis(values, order, axis=1), weights[order]
+    until = np.cumsum(weighs, axis=1)  # [samples, n], each value's own weight included
+    limit = share * weights.sum()
+    kept = weighs * ((until > limit) & (weights.sum() - until + weighs > limit))
+    return (ordered * kept).sum(axis=1) / kept.sum(axis=1)
 
 
 def iqm(strata: Sequence[Samples]) -> Float[np.ndarray, " samples"]:
-    """Return the interquartile mean over all runs of all tasks together."""
-    return trimmed_mean(np.concatenate(strata, axis=1))
+    """Return the interquartile mean over the runs of all tasks together; tasks weigh the same, whatever their seeds."""
+    counts = [stratum.shape[1] for stratum in strata]
+    whole = math.lcm(*counts)  # whole numbers in place of 1 / n: their sums are exact
+    weights = np.concatenate([np.full(n, whole / n) for n in counts])
+    return trimmed_mean(np.concatenate(strata, axis=1), weights)
 
 
 def mean(strata: Sequence[Samples]) -> Float[np.ndarray, " samples"]:
@@ -77,10 +89,14 @@ def bootstrap(
     statistic: Statistic,
     rng: np.random.Generator,
     *,
+    runs: Sequence[Hashable] | None = None,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
 ) -> Interval:
     """Return the statistic and its stratified percentile bootstrap interval: seeds are drawn anew within each task.
+
+    Args:
+        runs: whose scores each stratum holds; strata of the same runs are drawn together (None: all of different ones).
 
     Raises:
         ValueError: a task without scores.
@@ -90,13 +106,20 @@ def bootstrap(
     value = float(statistic([np.asarray(stratum, float)[None] for stratum in strata])[0])
     if min(len(stratum) for stratum in strata) < 2:
         return Interval(value, float("nan"), float("nan"))
-    drawn = [_resample(np.asarray(stratum, float), resamples, rng) for stratum in strata]
-    low, high = np.quantile(statistic(drawn), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(statistic(_resample(strata, runs, resamples, rng)), [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))
 
 
-def _resample(scores: Scores, resamples: int, rng: np.random.Generator) -> Samples:
-    return scores[rng.integers(len(scores), size=(resamples, len(scores)))]
+def _resample(
+    strata: Sequence[Scores], runs: Sequence[Hashable] | None, resamples: int, rng: np.random.Generator
+) -> list[Samples]:
+    drawn: list[Samples] = []
+    chosen: dict[Hashable, np.ndarray] = {}
+    for stratum, which in zip(strata, range(len(strata)) if runs is None else runs, strict=True):
+        if which not in chosen:
+            chosen[which] = rng.integers(len(stratum), size=(resamples, len(stratum)))
+        drawn.append(np.asarray(stratum, float)[chosen[which]])
+    return drawn
 
 
 def probability_of_improvement(x: Samples, y: Samples) -> Float[np.ndarray, " samples"]:
@@ -106,28 +129,42 @@ def probability_of_improvement(x: Samples, y: Samples) -> Float[np.ndarray, " sa
     return above + equal / 2
 
 
-def shortfall(counts: Sequence[int], chance: float) -> float:
-    """Return the most that the sum of 1 - p_i can be while the product of p_i^k_i is `chance`; 0 without counts.
+def shortfall(counts: Sequence[int], chance: float, tasks: Sequence[int] | None = None) -> float:
+    """Return the most that the sum of m_i (1 - p_i) can be while the product of p_i^k_i is `chance`; 0 without counts.
 
-    It is there with p_i = min(1, c k_i), of one c for all (Lagrange): tasks with few runs may fall the furthest.
+    k: `counts`; m: `tasks`, 1 each where not given. It is there with p_i = min(1, c k_i / m_i), of one c for all
+    (Lagrange): tasks with few runs may fall the furthest.
     """
-    k = np.sort(np.asarray(counts, float))
-    for n in range(len(k), 0, -1):  # the n smallest counts have p_i below 1
-        c = math.exp((math.log(chance) - (k[:n] * np.log(k[:n])).sum()) / k[:n].sum())
-        if c * k[n - 1] <= 1:
-            return float((1 - c * k[:n]).sum())
+    k, m = np.asarray(counts, float), np.ones(len(counts)) if tasks is None else np.asarray(tasks, float)
+    order = np.argsort(k / m)
+    k, m = k[order], m[order]
+    for n in range(len(k), 0, -1):  # the n smallest k / m have p_i below 1
+        rate = k[:n] / m[:n]
+        c = math.exp((math.log(chance) - (k[:n] * np.log(rate)).sum()) / k[:n].sum())
+        if c * rate[-1] <= 1:
+            return float((m[:n] * (1 - c * rate)).sum())
     return 0.0
 
 
 def improvement(
-    x: Sequence[Scores], y: Sequence[Scores], rng: np.random.Generator, *, resamples: int = 2000, level: float = LEVEL
+    x: Sequence[Scores],
+    y: Sequence[Scores],
+    rng: np.random.Generator,
+    *,
+    runs: tuple[Sequence[Hashable], Sequence[Hashable]] | None = None,
+    resamples: int = 2000,
+    level: float = LEVEL,
 ) -> Interval:
     """Return the probability that X improves on Y, averaged over tasks, both sides resampled within each task.
 
     Where all runs of one side are above all of the other, resampling shows no spread. The interval then goes further by
     what the probabilities of such tasks could differ from 1, or from 0, and still show this with a chance of
     (1 - level) / 2: all of k pairs of runs that have no run in common come out alike with a chance of p^k at most. It
-    goes at least as far as if all tasks were such: no scores tell more.
+    goes at least as far as if all tasks were such: no scores tell more. Tasks that share their runs show this with the
+    chance of one task: that of the smallest p.
+
+    Args:
+        runs: whose scores X and Y have on each task, as in `bootstrap`.
     """
     n = len(x)
 
@@ -135,14 +172,26 @@ def improvement(
         pairs = zip(strata[:n], strata[n:], strict=True)
         return np.mean([probability_of_improvement(a, b) for a, b in pairs], axis=0)
 
-    found = bootstrap([*x, *y], statistic, rng, resamples=resamples, level=level)
+    names = None if runs is None else [*runs[0], *runs[1]]
+    found = bootstrap([*x, *y], statistic, rng, runs=names, resamples=resamples, level=level)
     if not found.known:
         return found
-    pairs = [(min(len(a), len(b)), np.min(a) > np.max(b), np.max(a) < np.min(b)) for a, b in zip(x, y, strict=True)]
-    above, below, every = (
-        shortfall(counts, (1 - level) / 2) / n
-        for counts in ([k for k, up, _ in pairs if up], [k for k, _, down in pairs if down], [k for k, *_ in pairs])
-    )
+    # The side with fewer runs of its own says which tasks share them.
+    shared = range(n) if runs is None else min(runs, key=lambda side: len(set(side)))
+    pairs = [
+        (which, min(len(a), len(b)), np.min(a) > np.max(b), np.max(a) < np.min(b))
+        for which, a, b in zip(shared, x, y, strict=True)
+    ]
+
+    def further(tasks: Sequence[tuple[Hashable, int]]) -> float:
+        by_runs: dict[Hashable, list[int]] = {}
+        for which, k in tasks:
+            by_runs.setdefault(which, []).append(k)
+        return shortfall([min(k) for k in by_runs.values()], (1 - level) / 2, [len(k) for k in by_runs.values()]) / n
+
+    above = further([(which, k) for which, k, up, _ in pairs if up])
+    below = further([(which, k) for which, k, _, down in pairs if down])
+    every = further([(which, k) for which, k, *_ in pairs])
     return Interval(found.value, min(found.low - above, 1 - every), max(found.high + below, every))
 
 
@@ -151,10 +200,15 @@ def performance_profile(
     thresholds: Float[np.ndarray, " thresholds"],
     rng: np.random.Generator,
     *,
+    runs: Sequence[Hashable] | None = None,
     resamples: int = 2000,
     level: float = LEVEL,
 ) -> Float[np.ndarray, "value_low_high thresholds"]:
-    """Return the share of runs above each threshold (tasks weigh the same) and its pointwise bootstrap interval."""
+    """Return the share of runs above each threshold (tasks weigh the same) and its pointwise bootstrap interval.
+
+    Args:
+        runs: whose scores each stratum holds, as in `bootstrap`.
+    """
 
     def profile(drawn: Sequence[Samples]) -> Float[np.ndarray, "samples thresholds"]:
         shares = [(stratum[:, :, None] > thresholds).mean(axis=1) for stratum in drawn]  # each [samples, thresholds]
@@ -163,7 +217,7 @@ def performance_profile(
     value = profile([np.asarray(stratum, float)[None] for stratum in strata])[0]
     if min(len(stratum) for stratum in strata) < 2:
         return np.stack([value, np.full_like(value, np.nan), np.full_like(value, np.nan)])
-    drawn = profile([_resample(np.asarray(stratum, float), resamples, rng) for stratum in strata])
+    drawn = profile(_resample(strata, runs, resamples, rng))
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return np.stack([value, low, high])
 

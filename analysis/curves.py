@@ -138,11 +138,13 @@ def beside_random(counts: pd.DataFrame, evals: pd.DataFrame, random: pd.DataFram
 
 
 def final_scores(evals: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per series, task and seed that reached its last evaluation: the mean return over its episodes.
+    """Return one row per series, task and seed that has all of its last evaluation: the mean return over its episodes.
 
-    A run that is not there yet has no final score, and no row: nothing earlier is put in its place.
+    A run that is not there yet has no final score, and no row: neither earlier nor fewer episodes stand in for it.
     """
     final = evals[evals["episode"] == evals["last_point"]]
+    there = final.groupby(["series", "variant", "task", "seed"], observed=True)["return"].transform("size")
+    final = final[there >= final["eval_episodes"]]
     if final.empty:
         return pd.DataFrame(
             {name: pd.Series(dtype=object) for name in [*POINT[:3], "seed", "score", "episodes", "max_return"]}

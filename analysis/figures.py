@@ -91,26 +91,22 @@ def curve_panel(
     lines: pd.DataFrame,
     x: str,
     x_max: float,
-    paper_scale: float | None,
     paper_band: bool,
     y_label: bool,
 ) -> None:
     """Draw one task: the paper's curves as steps over their bins, the model-free scores, and ours on top.
 
-    `ours` is rows of `learning_curves` of one task; `paper` rows of `published.curves` with a column colour;
-    `paper_scale` turns episodes into the unit of x (None: the paper's curve has no such axis).
+    `ours` is rows of `learning_curves` of one task; `paper` rows of `published.curves` with columns colour and scale,
+    which turns episodes into the unit of x.
     """
-    if paper_scale is not None:
-        for (_, colour), curve in paper.groupby(["label", "colour"], sort=False):
-            curve = curve.sort_values("bin")
-            edges = np.append(curve["left"].to_numpy(), curve["right"].iloc[-1])
-            edges = (edges - (published.FIRST_EPISODE if x == "updates" else 0)) * paper_scale  # none for seed episodes
-            steps = {name: np.append(curve[name].to_numpy(), curve[name].iloc[-1]) for name in ("median", "p5", "p95")}
-            if paper_band:
-                axes.fill_between(edges, steps["p5"], steps["p95"], step="post", color=colour, alpha=0.2, linewidth=0)
-            axes.step(
-                edges, steps["median"], where="post", color=colour, linewidth=1.0, alpha=1 if paper_band else 0.75
-            )
+    for (_, colour, scale), curve in paper.groupby(["label", "colour", "scale"], sort=False):
+        curve = curve.sort_values("bin")
+        edges = np.append(curve["left"].to_numpy(), curve["right"].iloc[-1])
+        edges = (edges - (published.FIRST_EPISODE if x == "updates" else 0)) * scale  # none for seed episodes
+        steps = {name: np.append(curve[name].to_numpy(), curve[name].iloc[-1]) for name in ("median", "p5", "p95")}
+        if paper_band:
+            axes.fill_between(edges, steps["p5"], steps["p95"], step="post", color=colour, alpha=0.2, linewidth=0)
+        axes.step(edges, steps["median"], where="post", color=colour, linewidth=1.0, alpha=1 if paper_band else 0.75)
     for baseline, height in zip(lines["baseline"], lines["return"], strict=True):
         dash = (4, 2) if baseline == "D4PG" else (1, 1.5)
         axes.axhline(height, color=style.MUTED, linewidth=0.9, dashes=dash, zorder=1.5)
@@ -151,18 +147,27 @@ PAPER_SCALE: dict[str, float | None] = {
     "updates": float(published.UPDATES_PER_EPISODE),
     "hours": None,
 }
+"""Units of x in an episode of the paper's agents; None: the paper has no such axis."""
+SINGLE_AGENT = "Single agent"
+"""The paper's label of its agent for all tasks, whose steps and updates are those of all six."""
 
 
-def x_limit(ours: pd.DataFrame, x: str, planned: float) -> float:
+def paper_scale(label: str, x: str) -> float | None:
+    """Return the units of x in an episode of one of the paper's curves; None where it has no such axis."""
+    scale = PAPER_SCALE[x]
+    return scale * len(TASKS) if scale and label == SINGLE_AGENT and x != "episode" else scale
+
+
+def x_limit(ours: pd.DataFrame, x: str, planned: float, agents: float = 1.0) -> float:
     """Return where the x axis ends: at what is planned or reached; all of the paper for presets shorter than its
-    bins."""
+    bins. agents: how many times an agent's steps the longest curve counts."""
     scale = PAPER_SCALE[x]
     if scale is None:
         return max(float(ours["hours"].max()) * 1.04, 1e-3) if len(ours) else 1.0
     end = planned if planned > 2 * published.BIN_WIDTH else published.LAST_EDGE
     if planned >= published.FIRST_EPISODE + published.EPISODES:
         end = published.LAST_EDGE
-    return max(end * scale, float(ours[x].max()) if len(ours) else 0.0) * 1.01
+    return max(end * scale * agents, float(ours[x].max()) if len(ours) else 0.0) * 1.01
 
 
 def learning_curve_figure(
@@ -189,9 +194,11 @@ def learning_curve_figure(
     paper = published.curves(figure.name)
     paper = paper[paper["label"].isin(labels)]
     paper = paper.assign(
-        colour=[style.PAPER if paper_band else style.colour(labels[label]) for label in paper["label"]]
+        colour=[style.PAPER if paper_band else style.colour(labels[label]) for label in paper["label"]],
+        scale=[paper_scale(label, x) for label in paper["label"]],
     )
-    limit = limit or x_limit(ours, x, planned)
+    paper = paper[paper["scale"].notna()]
+    limit = limit or x_limit(ours, x, planned, paper["scale"].max() / PAPER_SCALE[x] if len(paper) else 1.0)
     panels = []
     for i, task in enumerate(tasks):
         own = ours[ours["task"] == task]
@@ -202,7 +209,6 @@ def learning_curve_figure(
             lines=published.lines()[published.lines()["task"] == task],
             x=x,
             x_max=limit,
-            paper_scale=PAPER_SCALE[x],
             paper_band=paper_band,
             y_label=i % columns == 0,
         )
@@ -215,7 +221,7 @@ def learning_curve_figure(
         Key(series_label(series), style.colour(variant), "dashed" if style.dashes(series, variant) else "line")
         for series, variant in dict.fromkeys(zip(ours["series"], ours["variant"], strict=True))
     ]
-    if paper_band:
+    if len(paper) and paper_band:
         keys.append(Key(f"paper, {' and '.join(labels)}: median and 5–95 % of episodes", style.PAPER, "step"))
     elif len(paper):
         keys.append(Key("thin steps: the paper's medians, same colours", style.PAPER, "thin"))

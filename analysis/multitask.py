@@ -39,7 +39,7 @@ def average_over_tasks(evals: pd.DataFrame) -> pd.DataFrame:
             {
                 "series": series, "variant": variant, "episode": episode, "mean": mean, "std": std,
                 "low": mean - std, "high": mean + std, "tasks": group["task"].nunique(),
-                "runs": group.groupby("task")["seed"].nunique().sum(), "episodes": len(group),
+                "runs": len(group[["run_task", "seed"]].drop_duplicates()), "episodes": len(group),
             }
         )  # fmt: skip
     return pd.DataFrame(rows).sort_values(["series", "episode"], ignore_index=True) if rows else pd.DataFrame()
@@ -60,7 +60,8 @@ def multitask_section(results: Results) -> Section | None:
     caption = (
         "Line: mean over six tasks of the mean over seeds and evaluation episodes; band: mean ± one standard deviation "
         "of the same returns, mostly the difference between tasks. x counts collected episodes of each task; the "
-        "single agent has seen six times as many in all. Points that not all six tasks have reached are left out."
+        "single agent has seen six times as many in all. Points that not all six tasks have reached are left out. "
+        "Filled point: all runs of this curve are in it; hollow: fewer."
     )
     figure = Figure(
         "fig6", "One agent for all tasks, on average", caption, [Panel("", draw, "Average over six tasks")], frame,
@@ -77,8 +78,13 @@ def average_panel(axes: Axes, *, frame: pd.DataFrame, x_max: float) -> None:
         edges = np.append(theirs["left"].to_numpy(), theirs["right"].iloc[-1])
         axes.step(edges, np.append(theirs["mean"], theirs["mean"].iloc[-1]), where="post", color=colour, linewidth=1)
         axes.fill_between(own["episode"], own["low"], own["high"], color=colour, alpha=0.18, linewidth=0)
-        axes.plot(own["episode"], own["mean"], color=colour, linewidth=1.8, marker="o", markersize=2.6,
-                  dashes=dash or (None, None))  # fmt: skip
+        axes.plot(own["episode"], own["mean"], color=colour, linewidth=1.8, dashes=dash or (None, None))
+        full = own["runs"] == own["runs"].max()
+        axes.plot(own.loc[full, "episode"], own.loc[full, "mean"], "o", color=colour, markersize=2.6)
+        axes.plot(
+            own.loc[~full, "episode"], own.loc[~full, "mean"], "o", markerfacecolor="white", markeredgecolor=colour,
+            markersize=3.2, markeredgewidth=0.9,
+        )  # fmt: skip
     axes.set_xlim(0, x_max)
     axes.set_xlabel("collected episodes of each task")
     axes.set_ylabel("mean return")

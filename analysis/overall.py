@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import functools
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import aggregate, published, style
+from analysis.ablation_tables import unlike
 from analysis.aggregate import Interval
 from analysis.content import Block, Section, Table, Text
 from analysis.curves import final_scores
@@ -33,7 +35,7 @@ STATISTICS: dict[str, aggregate.Statistic] = {
     "optimality gap": aggregate.optimality_gap,
 }
 MEANING = {
-    "IQM": "mean of the middle half of all runs",
+    "IQM": "mean of the middle half of all runs, tasks weighing the same",
     "mean": "mean over tasks",
     "median": "median over tasks of the mean over seeds",
     "optimality gap": "mean shortfall from 1,000; lower is better",
@@ -41,49 +43,110 @@ MEANING = {
 THRESHOLDS = np.linspace(0, 1, 101)
 METHOD = (
     f"Intervals: {aggregate.LEVEL:.0%} percentile bootstrap, stratified by task, seeds resampled within each task. The "
-    "independent units are the runs: 5 seeds × 10 evaluation episodes are 5 units, not 50. Scores are final returns "
-    f"divided by what an episode can earn (1,000). {aggregate.COVERAGE}"
+    "independent units are the runs: 5 seeds × 10 evaluation episodes are 5 units, not 50; a run of several tasks is "
+    "one unit, its scores on all of them are drawn together. Scores are final returns divided by "
+    f"what an episode can earn (1,000). {aggregate.COVERAGE}"
 )
 
-Strata = dict[str, dict[str, np.ndarray]]
-"""series -> task -> one normalised final score per finished run."""
+
+@dataclass(frozen=True, slots=True)
+class Stratum:
+    """The finished runs of a series on one task."""
+
+    scores: np.ndarray
+    """Normalised final scores, one per run."""
+    runs: tuple[tuple[str, str, int], ...]
+    """(series, task of the run, seed). Runs of several tasks are in the strata of all of them, in the same order."""
+
+
+Strata = dict[str, dict[str, Stratum]]
+"""series -> task -> its finished runs."""
 
 
 def overall_section(results: Results) -> Section | None:
     """Return the statistics over tasks, or None where no run has finished."""
     evals = results.frame("eval")
-    scores = final_scores(evals[evals["dynamics"] == "latent"])
-    if scores.empty:
+    evals = evals[evals["dynamics"] == "latent"]
+    strata, apart = comparable_with_base(finished(evals), results)
+    if not strata:
         return None
-    variants = dict(zip(scores["series"], scores["variant"], strict=True))
-    strata = {
-        series: {
-            task: (own.loc[own["task"] == task, "score"] / own.loc[own["task"] == task, "max_return"]).to_numpy(float)
-            for task in sort_tasks(own["task"])
-        }
-        for series in variants
-        for own in [scores[scores["series"] == series]]
-    }
+    variant_of = dict(zip(evals["series"], evals["variant"], strict=True))
+    variants = {series: variant_of[series] for series in strata}
     blocks: list[Block] = [Text(METHOD, "method")]
     intervals = aggregates(strata)
-    blocks += [aggregate_figure(intervals, variants, results), aggregate_table(intervals)]
+    blocks += [aggregate_figure(intervals, variants, results), aggregate_table(intervals, apart)]
     blocks.append(profile_figure(strata, variants, results))
-    if table := improvement_table(strata):
+    if table := improvement_table(strata, apart):
         blocks.append(table)
-    blocks.append(learning_speed_table(evals[evals["dynamics"] == "latent"], results))
+    blocks.append(learning_speed_table(evals, results))
     return Section("overall", "Over all tasks", blocks)
+
+
+def finished(evals: pd.DataFrame) -> Strata:
+    """Return the final scores of the runs that have one on all of their tasks."""
+    of_runs = [final_scores(own).assign(run_task=name) for name, own in evals.groupby("run_task", sort=False)]
+    of_runs = [frame for frame in of_runs if len(frame)]
+    if not of_runs:
+        return {}
+    scores = pd.concat(of_runs, ignore_index=True)
+    tasks = evals.groupby(["series", "run_task", "seed"], observed=True)["task"].nunique()
+    strata: Strata = {}
+    for series in dict.fromkeys(evals["series"]):
+        own = scores[scores["series"] == series]
+        whole = own.groupby(["run_task", "seed"])["task"].transform("nunique")
+        own = own[[n == tasks[series, t, k] for n, t, k in zip(whole, own["run_task"], own["seed"], strict=True)]]
+        for task in sort_tasks(own["task"]):
+            rows = own[own["task"] == task]
+            strata.setdefault(series, {})[task] = Stratum(
+                (rows["score"] / rows["max_return"]).to_numpy(float),
+                tuple((series, str(t), int(k)) for t, k in zip(rows["run_task"], rows["seed"], strict=True)),
+            )
+    return strata
+
+
+def comparable_with_base(strata: Strata, results: Results) -> tuple[Strata, str]:
+    """Return the strata without those whose runs differ from PlaNet's on that task in more than their variant is meant
+    to change, and a sentence that names these ("" where there are none)."""
+    run_of = {(run.series, task): run for run in reversed(results.runs) for task in run.tasks}
+    kept: Strata = {}
+    apart: dict[tuple[str, str], list[str]] = {}
+    for series, by_task in strata.items():
+        for task, stratum in by_task.items():
+            different = unlike(run_of[series, task], run_of["base", task]) if ("base", task) in run_of else []
+            if different and series != "base":
+                apart.setdefault((series, ", ".join(different)), []).append(task_label(task))
+            else:
+                kept.setdefault(series, {})[task] = stratum
+    said = "; ".join(
+        f"{series_label(series)} on {', '.join(tasks)} ({what})" for (series, what), tasks in apart.items()
+    )
+    return kept, f"Left out, made otherwise than PlaNet's runs on the task: {said}." if said else ""
+
+
+def scores_of(by_task: Mapping[str, Stratum], tasks: Sequence[str]) -> list[np.ndarray]:
+    return [by_task[task].scores for task in tasks]
+
+
+def runs_of(by_task: Mapping[str, Stratum], tasks: Sequence[str]) -> list[tuple[tuple[str, str, int], ...]]:
+    return [by_task[task].runs for task in tasks]
+
+
+def count_runs(by_task: Mapping[str, Stratum], tasks: Sequence[str]) -> int:
+    return len({run for task in tasks for run in by_task[task].runs})
 
 
 def aggregates(strata: Strata) -> pd.DataFrame:
     """Return one row per series and statistic: value, low, high, tasks and runs that went in."""
     rows = []
     for series, by_task in strata.items():
+        tasks = list(by_task)
+        scores, runs = scores_of(by_task, tasks), runs_of(by_task, tasks)
         for name, statistic in STATISTICS.items():
-            interval = aggregate.bootstrap(list(by_task.values()), statistic, np.random.default_rng(0))
+            interval = aggregate.bootstrap(scores, statistic, np.random.default_rng(0), runs=runs)
             rows.append(
                 {
                     "series": series, "statistic": name, "value": interval.value, "low": interval.low,
-                    "high": interval.high, "tasks": len(by_task), "runs": sum(map(len, by_task.values())),
+                    "high": interval.high, "tasks": len(by_task), "runs": count_runs(by_task, tasks),
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
@@ -124,7 +187,7 @@ def interval_panel(axes: Axes, *, own: pd.DataFrame, variants: Mapping[str, str]
     axes.set_xlabel("score (return / 1,000)")
 
 
-def aggregate_table(intervals: pd.DataFrame) -> Table:
+def aggregate_table(intervals: pd.DataFrame, apart: str = "") -> Table:
     rows = []
     for series in dict.fromkeys(intervals["series"]):
         own = intervals[intervals["series"] == series].set_index("statistic")
@@ -134,6 +197,7 @@ def aggregate_table(intervals: pd.DataFrame) -> Table:
             shown[name] = interval_text(Interval(row["value"], row["low"], row["high"]))
         rows.append({**shown, "tasks": str(own["tasks"].iloc[0]), "runs": str(own["runs"].iloc[0])})
     caption = "Value [95 % interval]; tasks and finished runs that went in. An interval needs two seeds of each task."
+    caption = f"{caption} {apart}".strip()
     return Table("aggregates", "Final scores over all tasks", caption, intervals, pd.DataFrame(rows), ("agent",))
 
 
@@ -147,30 +211,56 @@ def interval_text(interval: Interval) -> str:
 
 
 def profile_figure(strata: Strata, variants: Mapping[str, str], results: Results) -> Figure:
-    rows = []
-    for series, by_task in strata.items():
-        value, low, high = aggregate.performance_profile(list(by_task.values()), THRESHOLDS, np.random.default_rng(0))
-        for i, threshold in enumerate(THRESHOLDS):
-            rows.append({"series": series, "score": threshold, "share": value[i], "low": low[i], "high": high[i]})
-    frame = pd.DataFrame(rows)
-    panels = []
-    for group in told_apart(variants):
-        draw = functools.partial(profile_panel, frame=frame, variants=group)
-        names = ", ".join(series_label(series) for series in group if series != "base" or len(group) == 1)
-        title = textwrap.fill(names, 52) if len(group) < len(variants) else ""
-        panels.append(Panel(title, draw, f"Performance profiles: {names}"))
+    rows, panels = [], []
+    together = same_tasks(strata)
+    for tasks, members in together.items():
+        drawn = []
+        for series in members:
+            by_task = strata[series]
+            value, low, high = aggregate.performance_profile(
+                scores_of(by_task, tasks), THRESHOLDS, np.random.default_rng(0), runs=runs_of(by_task, tasks)
+            )
+            for i, threshold in enumerate(THRESHOLDS):
+                drawn.append(
+                    {
+                        "series": series, "tasks": " ".join(tasks), "score": threshold, "share": value[i],
+                        "low": low[i], "high": high[i],
+                    }
+                )  # fmt: skip
+        rows += drawn
+        on = ", ".join(map(task_label, tasks)) if len(tasks) < 3 else f"{len(tasks)} tasks"
+        for group in told_apart({series: variants[series] for series in members}):
+            draw = functools.partial(profile_panel, frame=pd.DataFrame(drawn), variants=group)
+            names = ", ".join(series_label(series) for series in group if series != "base" or len(group) == 1)
+            title = f"{names} ({on})" if len(together) > 1 else names if len(group) < len(variants) else ""
+            panels.append(Panel(textwrap.fill(title, 52), draw, f"Performance profiles on {on}: {names}"))
     caption = (
         "How to read it: at a score on the x axis, the height is the share of runs that end above it (tasks weigh the "
         "same). A curve further right and higher is better; a steep fall means that runs agree. Band: pointwise 95 % "
         "bootstrap interval."
-        + (" Every panel has PlaNet beside a few variants." if len(panels) > 1 and "base" in variants else "")
-    )
+        + (" Every panel has PlaNet beside a few variants."
+           if len(panels) > len(together) == 1 and "base" in variants else "")
+        + (" All of a panel's curves are of the tasks in its title, which its variants share with PlaNet."
+           if len(together) > 1 and "base" in variants else "")
+    )  # fmt: skip
     keys = [Key(series_label(series), style.colour(variant)) for series, variant in variants.items()]
     figure = Figure(
-        "performance-profiles", "Performance profiles", caption, panels, frame, keys,
+        "performance-profiles", "Performance profiles", caption, panels, pd.DataFrame(rows), keys,
         min(2, len(panels)), panel_size=(4.4, 2.6), note=note_of(results),
     )  # fmt: skip
     return with_commits(figure, results, variants)
+
+
+def same_tasks(strata: Strata) -> dict[tuple[str, ...], list[str]]:
+    """Return tasks -> the series that are drawn together on just these: PlaNet on all of its own, variants beside it on
+    those that they share with it, and a series that shares none on its own."""
+    base = strata.get("base", {})
+    groups = {tuple(base): ["base"]} if base else {}
+    for series, by_task in strata.items():
+        shared = tuple(task for task in by_task if task in base)
+        if series != "base":
+            groups.setdefault(shared or tuple(by_task), ["base"] if shared else []).append(series)
+    return groups
 
 
 def told_apart(variants: Mapping[str, str], most: int = 3) -> list[dict[str, str]]:
@@ -212,31 +302,37 @@ def profile_panel(axes: Axes, *, frame: pd.DataFrame, variants: Mapping[str, str
 # ------------------------------------------------------------------------------------------------- comparisons
 
 
-def improvement_table(strata: Strata) -> Table | None:
-    """Return the probability that a run of PlaNet beats one of each variant, on the tasks both have."""
+def improvement_table(strata: Strata, apart: str = "") -> Table | None:
+    """Return the probability that a run of PlaNet beats one of each variant, on the tasks both have.
+
+    apart: what `comparable_with_base` says.
+    """
     if "base" not in strata or len(strata) < 2:
         return None
     rows, data = [], []
     for series, by_task in strata.items():
-        tasks = [task for task in by_task if task in strata["base"]]
+        base = strata["base"]
+        tasks = [task for task in by_task if task in base]
         if series == "base" or not tasks:
             continue
-        ours, theirs = [strata["base"][t] for t in tasks], [by_task[t] for t in tasks]
-        interval = aggregate.improvement(ours, theirs, np.random.default_rng(0))
-        runs = f"{sum(map(len, ours))} and {sum(map(len, theirs))}"
+        interval = aggregate.improvement(
+            scores_of(base, tasks), scores_of(by_task, tasks), np.random.default_rng(0),
+            runs=(runs_of(base, tasks), runs_of(by_task, tasks)),
+        )  # fmt: skip
+        ours, theirs = count_runs(base, tasks), count_runs(by_task, tasks)
         shown = interval_text(interval).replace(" [", "  [")
         rows.append(
             {
                 "PlaNet against": series_label(series),
                 "P(PlaNet is better)": shown,
                 "tasks": str(len(tasks)),
-                "runs": runs,
+                "runs": f"{ours} and {theirs}",
             }
         )
         data.append(
             {
                 "series": series, "probability": interval.value, "low": interval.low, "high": interval.high,
-                "tasks": len(tasks), "runs_base": sum(map(len, ours)), "runs_series": sum(map(len, theirs)),
+                "tasks": len(tasks), "runs_base": ours, "runs_series": theirs,
             }
         )  # fmt: skip
     if not rows:
@@ -248,6 +344,7 @@ def improvement_table(strata: Strata) -> Table | None:
         "far as the truth could be with a chance of 2.5 % of showing this. Of normal scores it holds the truth in at "
         "least nine cases of ten, however few the seeds. 0.5 means no difference."
     )
+    caption = f"{caption} {apart}".strip()
     return Table(
         "probability-of-improvement", "Probability of improvement", caption, pd.DataFrame(data), pd.DataFrame(rows),
         ("PlaNet against",),
@@ -302,6 +399,8 @@ def learning_speed_table(evals: pd.DataFrame, results: Results) -> Table:
     frame = learning_speed(evals)
     comparable = bool(np.all(evals["max_return"] == published.MAX_RETURN))
     names = list(levels("cheetah_run")) if comparable else []
+    figure = levels("reacher_easy")["A3C"]
+    printed = published.table1().set_index("method").loc["A3C", "reacher_easy"]
     shown = []
     for row in frame.to_dict("records"):
         cells = {
@@ -324,7 +423,9 @@ def learning_speed_table(evals: pd.DataFrame, results: Results) -> Table:
         "Area: mean height of a run's learning curve (trapezoids over episodes up to <em>until</em>), median [lowest, "
         "highest] of the finished runs (their number); where none has finished, of all runs as far as all have come. "
         "Then the first evaluation at which a run's mean return is at least A3C's, 90 % of what the paper's PlaNet "
-        "ends at, and D4PG's, in episodes: median over the seeds that reached it (–: none), and how many did."
+        "ends at, and D4PG's, in episodes: median over the seeds that reached it (–: none), and how many did. "
+        f"A3C's and D4PG's levels are the lines of the paper's figures: for A3C on reacher easy {figure:g}, where its "
+        f"Table 1 has {printed:g}."
     )
     return Table(
         "learning-speed", "Area and episodes to threshold", caption, frame, pd.DataFrame(shown), ("agent", "task"),

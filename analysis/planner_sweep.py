@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from analysis import published, style
 from analysis.content import Block, Section, Table
 from analysis.figures import Figure, Key, Panel
-from analysis.questions import split
+from analysis.questions import series_label, split
 from analysis.runs import Results, Run
 from analysis.scores import SWEPT, note_of, with_commits
 
@@ -39,15 +39,32 @@ def belongs(run: Run) -> bool:
     )
 
 
-def sweep(results: Results) -> pd.DataFrame:
-    """Return the paper's 320 cells with our mean, standard deviation and counts where we have runs, NaN elsewhere."""
-    values: dict[tuple[float, int, int, int], list[float]] = {}
-    seeds: dict[tuple[float, int, int, int], set[int]] = {}
+def cells_of(results: Results) -> tuple[dict[tuple[float, int, int, int], list[Run]], list[Run]]:
+    """Return the runs with an episode by cell, and those left out.
+
+    A cell has one series, that with the most episodes. Runs of a variant that were not made alike are in none.
+    """
+    by_series: dict[tuple[float, int, int, int], dict[str, list[Run]]] = {}
+    left_out = []
     for run in results.runs:
         if belongs(run) and len(run.evals()):
-            cell = settings_of(run)
-            values.setdefault(cell, []).extend(run.evals()["return"].astype(float))
-            seeds.setdefault(cell, set()).add(run.seed)
+            if run.series == run.variant:
+                by_series.setdefault(settings_of(run), {}).setdefault(run.series, []).append(run)
+            else:
+                left_out.append(run)
+    cells = {}
+    for cell, series in by_series.items():
+        first, *others = sorted(series.values(), key=lambda runs: -sum(len(run.evals()) for run in runs))
+        cells[cell] = first
+        left_out += [run for runs in others for run in runs]
+    return cells, left_out
+
+
+def sweep(results: Results) -> pd.DataFrame:
+    """Return the paper's 320 cells with our mean, standard deviation and counts where we have runs, NaN elsewhere."""
+    runs_of, _ = cells_of(results)
+    values = {cell: [float(r) for run in runs for r in run.evals()["return"]] for cell, runs in runs_of.items()}
+    seeds = {cell: {run.seed for run in runs} for cell, runs in runs_of.items()}
     frame = published.planner_sweep().rename(columns={"return_approx": "paper"})
     cells = [tuple(row) for row in frame[list(GRID)].itertuples(index=False)]
     found = [values.get((float(f), int(h), int(i), int(j))) for f, h, i, j in cells]
@@ -79,14 +96,22 @@ def sweep_section(results: Results) -> Section | None:
         "blocks left to right: iterations 3, 5, 10, 15; blocks upwards: elite fraction 0.05, 0.1, 0.3, 0.5. Colour: "
         f"return, from {LOWEST:.0f} (dark) to {HIGHEST:.0f} (bright); empty: no run. Ours: mean over {counts} "
         f"episodes per cell, {there} of {len(frame)} cells. The paper's values are read from its colours (±1.4). "
-        "Right: a point per cell; above the diagonal ours is higher."
+        "Right: a point per cell; above the diagonal ours is higher. Vertical bars: one standard deviation of the "
+        "cell's episodes (population) up and down, no interval of the mean; none where it has one episode."
     )
-    runs = [run for run in results.runs if belongs(run)]
+    runs_of, left_out = cells_of(results)
+    if left_out:
+        names = ", ".join(dict.fromkeys(f"{series_label(run.series)}, seed {run.seed}" for run in left_out))
+        caption += (
+            f" Left out: {len(left_out)} run{'s' * (len(left_out) > 1)} made otherwise than others of the same "
+            f"settings, or of settings that a longer series has: {names}."
+        )
     figure = Figure(
         "fig12", "Planner settings, cheetah run, true simulator", caption, panels, frame,
         [Key("equal to the paper", style.MUTED, "dashed")], 3, panel_size=(3.6, 3.2), note=note_of(results),
     )  # fmt: skip
-    blocks: list[Block] = [with_commits(figure, results, {run.series for run in runs}), marginal_table(frame)]
+    series = {run.series for runs in runs_of.values() for run in runs}
+    blocks: list[Block] = [with_commits(figure, results, series), marginal_table(frame)]
     return Section("fig12", "Figure 12: planner settings with the true simulator", blocks)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from matplotlib.axes import Axes
 from analysis import published, style
 from analysis.content import Block, Fold, Gallery, Picture, Section, Table, Text
 from analysis.figures import Figure, Key, Panel
+from analysis.overall import told_apart
 from analysis.questions import series_label, task_label
 from analysis.runs import Problem, Results, Run, sort_tasks
 from analysis.scores import note_of, with_commits
@@ -39,6 +41,8 @@ ACTION_REPEAT = {
     "cartpole_swingup": 8, "reacher_easy": 4, "cheetah_run": 4, "finger_spin": 2, "cup_catch": 4, "walker_walk": 2
 }  # fmt: skip
 """The paper's (Appendix A), with which the held-out episodes were recorded."""
+TITLE_WIDTH = 34
+"""Characters on a line of a panel's title."""
 UNKNOWN = -1
 """In place of `trained_episodes` where a file does not say it."""
 MAX_BYTES = 3_000_000
@@ -179,19 +183,34 @@ def distance_figure(errors: pd.DataFrame, results: Results) -> Figure:
     panels = []
     for task in tasks:
         own = frame[frame["task"] == task]
-        for column, label in ERRORS.items():
-            draw = functools.partial(distance_panel, own=own, column=column)
-            short = label.split(":")[0]
-            panels.append(Panel(f"{task_label(task)}: {short}", draw, f"{label} over distance, {task_label(task)}"))
+        groups = told_apart(dict(zip(own["series"], own["variant"], strict=True)))
+        for group in groups:
+            names = ", ".join(series_label(name) for name in group if name != "base" or len(group) == 1)
+            shown = own[own["series"].isin(list(group))]
+            for column, label in ERRORS.items():
+                title = [f"{task_label(task)}: {label.split(':')[0]}"]
+                title += textwrap.wrap(names, TITLE_WIDTH) if len(groups) > 1 else []
+                draw = functools.partial(distance_panel, own=shown, column=column)
+                said = f"{label} over distance, {task_label(task)}" + (f": {names}" if len(groups) > 1 else "")
+                panels.append(Panel("\n".join(title), draw, said))
     caption = (
         "Error against the distance of the prediction, in decisions after the last frame seen; lower is better. Mean "
         "over seeds, held-out episodes and the windows of each. "
         + "; ".join(label for label in ERRORS.values())
         + ". The state is read off the features by a linear probe fitted on the other episodes, dynamics frozen: "
-        "positions without the place on the track, hinges that turn freely as sine and cosine, velocities." + left_out
+        "positions without the place on the track, hinges that turn freely as sine and cosine, velocities."
+        + (" Every row has PlaNet beside a few variants." if len(panels) > len(tasks) * len(ERRORS) else "")
+        + left_out
     )
     taken = {name: models_of(own["trained_episodes"]) for name, own in frame.groupby("series")}
-    keys = [Key(f"{series_label(name)}, {taken[name]}", style.colour(variant)) for name, variant in series.items()]
+    keys = [
+        Key(
+            f"{series_label(name)}, {taken[name]}",
+            style.colour(variant),
+            "dashed" if style.dashes(name, variant) else "line",
+        )
+        for name, variant in series.items()
+    ]
     figure = Figure(
         "open-loop-error", "Open-loop error over distance", caption, panels, with_blanks(frame), keys, 3,
         panel_size=(3.3, 2.0), note=note_of(results),

@@ -33,8 +33,9 @@ def provenance_section(results: Results) -> Section | None:
         for column in ("code", "machine", "pictures", "versions", "variants")
     }
     caption = (
-        "Runs are pooled over clean commits and machines, never over presets, settings, precision, picture modes or "
-        "uncommitted changes; where such runs share a variant they are drawn as separate curves."
+        "Runs are pooled over clean commits and machines; within a task never over presets, settings, precision, "
+        "picture modes or uncommitted changes: such runs of one variant are drawn as separate curves. Tasks of a "
+        "variant that differ in precision or length are pooled, and said with what is missing."
     )
     table = Table(
         "provenance", "Code, machines, versions", caption, pd.DataFrame(data), pd.DataFrame(rows), (*names, "variants"),

@@ -6,6 +6,7 @@ Every figure becomes NAME.png, .svg, .pdf and .csv, and one inline SVG per panel
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ matplotlib.use("agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -25,7 +27,9 @@ from analysis.inline_svg import inline
 
 PNG_DPI = 150
 MIN_WIDTH = 4.8
-"""Inches that the longest entry of a legend needs."""
+"""Inches that a legend has at least."""
+TITLE_LINE = 0.17
+"""Inches of a panel's title for each line after the first."""
 PNG: dict[str, Any] = {"compress_level": 4}
 
 
@@ -85,26 +89,44 @@ def _combined(figure: Figure) -> MatplotlibFigure:
     rows = -(-len(figure.panels) // columns)
     width, height = figure.panel_size
     width = max(width, MIN_WIDTH / columns) if figure.keys else width
-    key_rows = -(-len(figure.keys) // columns)
-    foot = 0.22 * key_rows + (0.25 if figure.note else 0) + 0.12
-    total = (width * columns, (height + 0.3) * rows + foot)
-    canvas = plt.figure(figsize=total, facecolor="white")
+    canvas = plt.figure(figsize=(width * columns, height), facecolor="white")
+    key_columns = _key_columns(canvas, figure.keys, columns)
+    foot = 0.22 * -(-len(figure.keys) // key_columns) + (0.25 if figure.note else 0) + 0.12
+    more = TITLE_LINE * max(panel.title.count("\n") for panel in figure.panels)
+    total = (width * columns, (height + 0.3 + more) * rows + foot)
+    canvas.set_size_inches(total)
     grid = canvas.add_gridspec(
-        rows, columns, left=(figure.left + 0.07) / total[0], right=1 - 0.15 / total[0], top=1 - 0.32 / total[1],
-        bottom=(foot + 0.5) / total[1], wspace=(figure.left + 0.1) / (width - figure.left), hspace=0.78 / height,
+        rows, columns, left=(figure.left + 0.07) / total[0], right=1 - 0.15 / total[0],
+        top=1 - (0.32 + more) / total[1], bottom=(foot + 0.5) / total[1],
+        wspace=(figure.left + 0.1) / (width - figure.left), hspace=0.78 / height + more / (height - 0.48),
     )  # fmt: skip
     for i, panel in enumerate(figure.panels):
         axes = canvas.add_subplot(grid[i // columns, i % columns])
         panel.draw(axes)
         axes.set_title(panel.title)
     if figure.keys:
-        canvas.legend(
-            handles=[_handle(key) for key in figure.keys], loc="lower left", ncols=columns,
-            bbox_to_anchor=(0.45 / total[0], (0.3 if figure.note else 0.05) / total[1]), fontsize=8.5, borderpad=0,
-        )  # fmt: skip
+        _legend(canvas, figure.keys, key_columns, (0.45 / total[0], (0.3 if figure.note else 0.05) / total[1]))
     if figure.note:
         canvas.text(0.55 / total[0], 0.1 / total[1], figure.note, color="#b3261e", fontsize=8.5, weight="bold")
     return canvas
+
+
+def _legend(canvas: MatplotlibFigure, keys: Sequence[Key], columns: int, place: tuple[float, float]) -> Legend:
+    return canvas.legend(
+        handles=[_handle(key) for key in keys], loc="lower left", ncols=columns, bbox_to_anchor=place, fontsize=8.5,
+        borderpad=0,
+    )  # fmt: skip
+
+
+def _key_columns(canvas: MatplotlibFigure, keys: Sequence[Key], most: int) -> int:
+    """Return how many columns of the legend, at most `most`, fit the canvas' width."""
+    for columns in range(most, 1, -1):
+        legend = _legend(canvas, keys, columns, (0, 0))
+        width = legend.get_window_extent().width
+        legend.remove()
+        if width <= canvas.bbox.width - 0.5 * canvas.dpi:
+            return columns
+    return 1
 
 
 def _handle(key: Key) -> Line2D | Patch:

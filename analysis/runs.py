@@ -311,13 +311,16 @@ class Results:
             run.episodes.loc[run.episodes["kind"] == kind].assign(
                 preset=run.preset, variant=run.variant, series=run.series, run_task=run.task, seed=run.seed,
                 dynamics=run.dynamics, max_return=run.max_return, last_point=run.eval_at()[-1],
+                eval_episodes=run.eval_episodes,
             )
             for run in self.runs
         ]  # fmt: skip
         frames = [frame for frame in frames if len(frame)]
         if not frames:
-            added = ("preset", "variant", "series", "run_task", "seed", "dynamics", "max_return", "last_point", "hours")
-            columns = [*shapes.EPISODE_ROW, *added]
+            columns = [
+                *shapes.EPISODE_ROW, "preset", "variant", "series", "run_task", "seed", "dynamics", "max_return",
+                "last_point", "eval_episodes", "hours",
+            ]  # fmt: skip
             return pd.DataFrame({name: pd.Series(dtype=object) for name in columns})
         whole = pd.concat(frames, ignore_index=True)
         whole["hours"] = whole["wall_seconds"] / 3600
@@ -403,9 +406,10 @@ def _task_key(task: str) -> tuple[int, str]:
 
 
 def walk(folder: Path) -> Iterator[tuple[Literal["run", "plan"], Path]]:
-    """Yield run directories and plan files; never descends into a run directory (episodes, checkpoints, videos)."""
+    """Yield run directories, damaged ones too, and plan files; never descends into a run directory (episodes,
+    checkpoints, videos)."""
     for top, folders, files in os.walk(folder):
-        if "run.json" in files:
+        if _is_run(Path(top).name, files):
             folders.clear()
             yield "run", Path(top)
             continue
@@ -414,6 +418,15 @@ def walk(folder: Path) -> Iterator[tuple[Literal["run", "plan"], Path]]:
             for name in sorted(files):
                 if name.endswith(".json"):
                     yield "plan", Path(top, name)
+
+
+def _is_run(name: str, files: Sequence[str]) -> bool:
+    """Return whether a folder of this name and files is a run directory, or one that has lost files.
+
+    Without run.json a run has both other files, or one of them and a run's name: either alone may be anybody's.
+    """
+    others = {"config.toml", "episodes.jsonl"}.intersection(files)
+    return "run.json" in files or len(others) > (0 if re.fullmatch(r"seed_\d+", name) else 1)
 
 
 def _read_plan(path: Path, problems: list[Problem]) -> list[Plan]:
@@ -436,6 +449,8 @@ def read_run(path: Path) -> Run:
     Raises:
         BadInput: a file is missing, cannot be read, is of another format or holds what a run does not write.
     """
+    if not (path / "run.json").exists():
+        raise BadInput(f"{path} holds a run without run.json; bring that file back, or move the directory away")
     record = _read(path / "run.json", json.loads)
     if not isinstance(record, dict) or "format" not in record:
         raise BadInput(f"{path / 'run.json'} has no format; it is not a run directory of this suite")

@@ -26,20 +26,27 @@ from analysis.curves import (
 )
 from analysis.figures import Figure, learning_curve_figure
 from analysis.questions import series_label, split, task_label
-from analysis.runs import TASKS, Results, sort_tasks
+from analysis.runs import TASKS, Results, Run, sort_tasks
 
 SWEPT = {"planner.elite_fraction", "planner.elites", "planner.horizon", "planner.iterations", "planner.candidates"}
 """Settings of the planner that Figure 12 varies."""
-BAND = (
-    "Line: median over all evaluation episodes of all seeds at that point. Band: 5th to 95th percentile of the same "
-    "episodes (up to 5 seeds × 10 episodes), the paper's own measure: a range of episodes, not a confidence interval. "
-    "Filled point: all seeds of this curve are in it; hollow: fewer."
-)
 STEPS = "Grey steps: the paper's median and 5–95 % band over the 52.6-episode bins it was averaged in."
-READ_STEPS = f"{BAND} {STEPS}"
-READ_HOURS = (
-    f"{BAND} A point stands at the median time of its seeds. The paper has no curve over time, only its levels."
-)
+HOURS = "A point stands at the median time of its seeds. The paper has no curve over time, only its levels."
+
+
+def band_of(curves: pd.DataFrame) -> str:
+    """Return how to read our curves, with how many seeds and episodes their points have."""
+    counts = f" (at a point: seeds {_span(curves['seeds'])}, episodes {_span(curves['episodes'])})"
+    return (
+        "Line: median over all evaluation episodes of all seeds at that point. Band: 5th to 95th percentile of the "
+        f"same episodes{counts if len(curves) else ''}, the paper's own measure: a range of episodes, not a confidence "
+        "interval. Filled point: all seeds of this curve are in it; hollow: fewer."
+    )
+
+
+def _span(counts: pd.Series) -> str:
+    low, high = counts.min(), counts.max()
+    return f"{low}" if low == high else f"{low}–{high}"
 
 
 def planned_episodes(results: Results, variants: Sequence[str]) -> int:
@@ -89,9 +96,9 @@ def curve_section(results: Results, figure: published.PaperFigure, *, x: str = "
     )
     blocks: list[Block] = []
     several = curves["variant"].nunique() > 1
-    read = f"Read as the figure above. {STEPS}" if several else READ_STEPS
+    read = f"Read as the figure above. {STEPS}" if several else f"{band_of(curves)} {STEPS}"
     if several:
-        caption = f"{BAND} Thin steps: the paper's medians of the same designs, in the same colours."
+        caption = f"{band_of(curves)} Thin steps: the paper's medians of the same designs, in the same colours."
         title = f"{figure.number}. {figure.title}"
         shown = sort_tasks(tasks)
         drawing = build(figure.name, title, caption, ours=curves, tasks=shown, x=x, paper_band=False)
@@ -109,7 +116,7 @@ def curve_section(results: Results, figure: published.PaperFigure, *, x: str = "
         drawing = with_commits(draw(name, title, read, ours=own, x=x), results, [series])
         blocks.append(_every_axis(drawing, draw, own, x) if series == "base" else drawing)
     if curves.empty:
-        caption = f"No evaluation yet. {READ_STEPS}"
+        caption = f"No evaluation yet. {band_of(curves)} {STEPS}"
         title = f"{figure.number}. {figure.title}"
         blocks.append(build(figure.name, title, caption, ours=curves, tasks=sort_tasks(tasks), x=x))
     if comparable and (curves["verdict"] != "").any():
@@ -124,7 +131,7 @@ def _every_axis(drawing: Figure, build: Callable[..., Figure], own: pd.DataFrame
     tabs: list[tuple[str, Block]] = [(X_AXES[x], drawing)]
     for other, label in X_AXES.items():
         if other != x:
-            caption = READ_STEPS if other != "hours" else READ_HOURS
+            caption = f"{band_of(own)} {STEPS if other != 'hours' else HOURS}"
             same = build(f"{drawing.name}-by-{other.replace('_', '-')}", drawing.title, caption, ours=own, x=other)
             same.commits = drawing.commits
             tabs.append((label, same))
@@ -184,9 +191,10 @@ def verdict_table(curves: pd.DataFrame, figure: published.PaperFigure, results: 
         "paper's 5–95 % band? <em>inside</em>, <em>above</em>, <em>below</em> count points; at: collected episodes at "
         "our last point; paper: median [5 %, 95 %] of its bin. Point by point, from the first evaluation to the last: "
         "a mark on the line is inside the band, one over it above, one under it below. Above is not a failure; it is "
-        "said because it is a difference. Random, p: median of the random episodes that runs of the task begin with, "
-        "and how likely returns like our last point's are by acting at random (one-sided Mann–Whitney test): where the "
-        "paper's band reaches down to them, lying inside it says little."
+        "said because it is a difference. Random, p: median of the random episodes that runs of the task begin with "
+        "(each once: runs of one seed begin with the same), and how likely returns like our last point's are by acting "
+        "at random (one-sided Mann–Whitney test): where the paper's band reaches down to them, lying inside it says "
+        "little."
     )
     classes = {(i, "verdict"): f"verdict {verdict}" for i, verdict in enumerate(counts["verdict"])}
     classes |= {(i, "agent"): "wrap" for i in range(len(counts))}
@@ -215,9 +223,16 @@ def _strip(points: pd.DataFrame) -> str:
 
 
 def random_episodes(results: Results) -> pd.DataFrame:
-    """Return the episodes of random actions that runs begin with."""
+    """Return the episodes of random actions that runs begin with, each once: every variant of a seed repeats them."""
     random = results.frame("seed")
-    return random[random["max_return"] == published.MAX_RETURN]
+    random = random[random["max_return"] == published.MAX_RETURN]
+    return random.drop_duplicates(["task", "env_seed", "return"])
+
+
+def scored_runs(results: Results, scores: pd.DataFrame) -> list[Run]:
+    """Return the runs that rows of `final_scores` are about."""
+    scored = set(zip(scores["series"], scores["task"], scores["seed"], strict=True))
+    return [run for run in results.runs if scored & {(run.series, task, run.seed) for task in run.tasks}]
 
 
 def glance(results: Results) -> list[tuple[str, str]]:
@@ -239,7 +254,7 @@ def glance(results: Results) -> list[tuple[str, str]]:
         blind = int((inside & ~(counts["random_p"] < TOLD_APART) & (counts["random_episodes"] > 0)).sum())
         ends = Counter(counts["verdict"])
         above = f", {ends['above']} above" if ends["above"] else ""
-        finished = base[base["episode"] == base["last_point"]]
+        finished = final_scores(base)
         there = set(zip(finished["task"], finished["seed"], strict=True))
         so_far = "" if {(task, seed) for variant, task, seed in expected if variant == "base"} <= there else " so far"
         told = f"; {blind} more inside, but not told from random actions" if blind else ""
@@ -250,9 +265,7 @@ def glance(results: Results) -> list[tuple[str, str]]:
         means = scores.groupby("task")["score"].mean()
         paper = published.table1().set_index("method").loc["PlaNet", list(means.index)].astype(float).mean()
         tasks = f"{len(means)} task{'s' * (len(means) > 1)} ({len(scores)} run{'s' * (len(scores) > 1)})"
-        scored = set(zip(scores["task"], scores["seed"], strict=True))
-        ended = [run for run in results.runs if run.series == "base" and {(t, run.seed) for t in run.tasks} & scored]
-        trained = sorted({run.train_episodes for run in ended if run.train_episodes})
+        trained = sorted({run.train_episodes for run in scored_runs(results, scores) if run.train_episodes})
         after = "" if trained == [published.EPISODES] else f" after {' or '.join(f'{n:,}' for n in trained)} episodes"
         its = " there" if not after else f" after {published.EPISODES:,}"
         what = f"PlaNet's mean final return over {tasks}{after}; the paper's{its}: {paper:.0f}"
@@ -312,12 +325,11 @@ def table1_section(results: Results) -> Section:
             shown_of |= _other_planners(evals)
         for series, variant in shown_of.items():
             own = scores[scores["series"] == series]
-            total = {run.episodes_total for run in results.runs if run.series == series and run.dynamics == "latent"}
+            trained = {run.train_episodes for run in scored_runs(results, own)}
             shown = {
                 "method": series_label(series),
                 "source": "this suite",
-                "episodes": " / ".join(f"{t - 5:,}" if t > 5 else f"{t}" for t in sorted(total))
-                or ("0" if variant.startswith("true_simulator") else "–"),
+                "episodes": " / ".join(f"{count:,}" for count in sorted(trained)) or "–",
             }
             for task in TASKS:
                 values = own.loc[own["task"] == task, "score"].astype(float)
@@ -344,9 +356,9 @@ def table1_section(results: Results) -> Section:
     classes = {(i, task_label(c)): k for (i, c), k in classes.items()}
     caption = (
         "Mean final return over seeds × evaluation episodes. Ours: mean over the last evaluation of every finished "
-        "run, in brackets the seeds that are in it, of those expected; a run that has not finished is not in it. The "
-        "paper's means differ from its medians (reacher easy: 832 and 952), and its table and Figure 4 disagree on A3C "
-        "there (285 and 95.6)."
+        "run, in brackets the seeds that are in it, of those expected; a run that has not finished is not in it. "
+        "Episodes: collected while learning, by the runs that are in the row. The paper's means differ from its "
+        "medians (reacher easy: 832 and 952), and its table and Figure 4 disagree on A3C there (285 and 95.6)."
     )
     table = Table(
         "table1", "Table 1", caption, pd.DataFrame(data), frame, ("method", "source"), emphasis, classes, markup

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 from synthetic_runs import make_run, returns_of
 
-from analysis import published
+from analysis import aggregate, published
 from analysis.ablation_tables import ablation_section, claims_table, effect_frame, effects, judge
 from analysis.aggregate import Interval
 from analysis.runs import load
@@ -182,11 +183,46 @@ def test_the_multitask_agent_is_paired_with_the_separate_agent_of_each_task(tmp_
     assert {effect.task: effect.differences for effect in found} == {"cheetah_run": (-200.0,), "walker_walk": (-200.0,)}
 
 
+def test_runs_of_several_tasks_are_drawn_whole(tmp_path: Path) -> None:
+    """Their quality is shared by all tasks: six tasks tell no more than one."""
+    tasks = ("cartpole_swingup", "cheetah_run", "walker_walk")
+    quality = (200.0, 350.0, 420.0, 600.0)
+    for seed, level in enumerate(quality):
+        run(tmp_path, "multitask", seed, level, task="dmc6")
+        for task in tasks:
+            run(tmp_path, "base", seed, 600.0, task=task)
+
+    found, _ = effects(load([tmp_path]))
+    [row] = claims_table(found).data.to_dict("records")
+
+    whole = aggregate.bootstrap([np.array(quality) - 600], aggregate.mean, np.random.default_rng(0))
+    assert (row["effect"], row["low"], row["high"]) == pytest.approx((whole.value, whole.low, whole.high))
+    assert (row["tasks"], row["fewest_pairs"]) == (3, 4)
+
+
+def test_runs_of_several_tasks_count_where_all_of_these_have_a_partner(tmp_path: Path) -> None:
+    quality = (200.0, 350.0, 420.0)
+    for seed, level in enumerate(quality):
+        run(tmp_path, "multitask", seed, level, task="dmc6")
+        run(tmp_path, "base", seed, 600.0, task="cheetah_run")
+        if seed:
+            run(tmp_path, "base", seed, 600.0, task="walker_walk")
+
+    found, _ = effects(load([tmp_path]))
+    [row] = claims_table(found).data.to_dict("records")
+    apart = [replace(found[0], seeds=(0,), differences=(-400.0,)), replace(found[1], seeds=(1,), differences=(-250.0,))]
+
+    assert (row["effect"], row["fewest_pairs"]) == (pytest.approx(-215.0), 2)
+    assert (row["low"], row["high"]) == pytest.approx((-250.0, -180.0))
+    assert "no seed has a pair on all tasks" in claims_table(apart).markdown()
+
+
 def test_a_question_stands_beside_both_values_of_what_was_changed(tmp_path: Path) -> None:
     """A shipped file's value is absolute: under a preset with 100 candidates, 300 are more, not fewer."""
     changes = {"planner.candidates": 100, "planner.elites": 10}
     run(tmp_path, "base", 0, 650.0, changes=changes)
-    run(tmp_path, "candidates_300", 0, 700.0, changes={**changes, "planner.candidates": 300})
+    shipped = {"planner.candidates": 300, "planner.elite_fraction": 0.1}
+    run(tmp_path, "candidates_300", 0, 700.0, changes={**changes, **shipped})
 
     found, _ = effects(load([tmp_path]))
 

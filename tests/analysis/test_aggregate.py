@@ -25,7 +25,9 @@ def scores() -> list[np.ndarray]:
 def test_interquartile_mean_is_scipys_trimmed_mean(n: int) -> None:
     values = np.random.default_rng(n).normal(size=(4, n))
 
-    np.testing.assert_allclose(aggregate.trimmed_mean(values), stats.trim_mean(values, 0.25, axis=1), rtol=1e-12)
+    np.testing.assert_allclose(
+        aggregate.trimmed_mean(values, np.ones(n)), stats.trim_mean(values, 0.25, axis=1), rtol=1e-12
+    )
 
 
 def test_iqm_mean_median_and_gap_by_hand() -> None:
@@ -41,6 +43,42 @@ def test_tasks_with_fewer_seeds_weigh_as_much_in_the_mean() -> None:
     strata = [np.array([[0.0, 0.0, 0.0]]), np.array([[1.0]])]
 
     assert aggregate.mean(strata)[0] == pytest.approx(0.5)
+
+
+def test_tasks_with_fewer_seeds_weigh_as_much_in_the_interquartile_mean() -> None:
+    strata = [np.zeros((1, 6)), np.ones((1, 2))]
+
+    # Of weights 1/6 and 1/2, a quarter is three of the zeros and one of the ones.
+    assert aggregate.iqm(strata)[0] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 5, 7])
+def test_the_interquartile_mean_of_equal_seeds_is_that_of_all_runs(seeds: int) -> None:
+    strata = list(np.random.default_rng(seeds).normal(size=(6, 4, seeds)))
+
+    expected = stats.trim_mean(np.concatenate(strata, axis=1), 0.25, axis=1)
+
+    np.testing.assert_allclose(aggregate.iqm(strata), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("statistic", [aggregate.mean, aggregate.median])
+def test_tasks_of_one_run_are_drawn_with_it(statistic: aggregate.Statistic) -> None:
+    quality = np.random.default_rng(4).uniform(0.2, 0.9, size=5)
+    tasks = [quality + shift for shift in (-0.1, 0.0, 0.1)]  # no task tells more about the runs than another
+
+    whole = aggregate.bootstrap(tasks, statistic, np.random.default_rng(0), runs=["same"] * 3)
+
+    one = aggregate.bootstrap([quality], aggregate.mean, np.random.default_rng(0))
+    assert (whole.value, whole.low, whole.high) == pytest.approx((one.value, one.low, one.high))
+
+
+def test_profiles_of_tasks_of_one_run_are_as_wide_as_of_one_task() -> None:
+    quality, thresholds = np.array([0.1, 0.4, 0.5, 0.8]), np.array([0.0, 0.3, 0.6, 1.0])
+
+    whole = aggregate.performance_profile([quality] * 6, thresholds, np.random.default_rng(0), runs=["same"] * 6)
+
+    one = aggregate.performance_profile([quality], thresholds, np.random.default_rng(0))
+    np.testing.assert_allclose(whole, one)
 
 
 @pytest.mark.parametrize("statistic", [aggregate.iqm, aggregate.mean, aggregate.median, aggregate.optimality_gap])
@@ -159,6 +197,43 @@ def test_shortfall_is_the_largest_that_a_search_finds(counts: tuple[int, ...]) -
 
     assert aggregate.shortfall(counts, 0.025) == pytest.approx(sums[logs <= 0].max(), abs=1e-3)
     assert aggregate.shortfall([], 0.025) == 0
+
+
+@pytest.mark.parametrize(("counts", "tasks"), [((5, 5), (6, 1)), ((2, 10), (1, 4)), ((3, 4), (2, 1))])
+def test_shortfall_of_several_tasks_with_one_chance(counts: tuple[int, int], tasks: tuple[int, int]) -> None:
+    first = np.linspace(0.002, 1, 100_000)
+    logs = (math.log(0.025) - counts[0] * np.log(first)) / counts[1]
+    sums = tasks[0] * (1 - first) + tasks[1] * (1 - np.exp(logs))
+
+    assert aggregate.shortfall(counts, 0.025, tasks) == pytest.approx(sums[logs <= 0].max(), abs=1e-3)
+
+
+def test_improvement_on_tasks_of_one_run_is_no_surer_than_on_one_task() -> None:
+    high, low = np.arange(10.0, 15.0), np.arange(1.0, 6.0)
+    separate = list(range(6))
+
+    found = aggregate.improvement([high] * 6, [low] * 6, np.random.default_rng(0), runs=(separate, ["same"] * 6))
+
+    one = aggregate.improvement([high], [low], np.random.default_rng(0))
+    surer = aggregate.improvement([high] * 6, [low] * 6, np.random.default_rng(0))
+    assert (found.low, found.high) == pytest.approx((one.low, one.high))
+    assert found.low == pytest.approx(0.025**0.2)
+    assert surer.low > found.low + 0.2
+
+
+@pytest.mark.parametrize(("spread", "seeds"), [(1.0, 3), (3.0, 5)])
+def test_the_interval_holds_the_truth_where_tasks_share_their_runs(spread: float, seeds: int) -> None:
+    rng = np.random.default_rng(0)
+    separate = list(range(6))
+    truth = stats.norm.cdf(1 / math.sqrt(2 + spread**2))
+    held = []
+    for _ in range(300):
+        quality = rng.normal(scale=spread, size=seeds)
+        x, y = list(1 + rng.normal(size=(6, seeds))), list(quality + rng.normal(size=(6, seeds)))
+        found = aggregate.improvement(x, y, rng, runs=(separate, ["same"] * 6), resamples=200)
+        held.append(found.low <= truth <= found.high)
+
+    assert np.mean(held) > 0.9
 
 
 def two_valued(

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from synthetic_runs import Returns, make_run, returns_of, write_plan
 
-from analysis import published
-from analysis.content import Table
-from analysis.curves import TOLD_APART, against_paper, beside_random, learning_curves
-from analysis.figures import x_limit
+from analysis import published, style
+from analysis.content import Table, Tabs
+from analysis.curves import TOLD_APART, against_paper, beside_random, final_scores, learning_curves
+from analysis.figures import Figure, learning_curve_figure, x_limit
 from analysis.report import main, make_report
 from analysis.runs import Results, load
-from analysis.scores import glance, table1_section
+from analysis.scores import curve_section, glance, random_episodes, table1_section
 from planet.config import Config
 from planet.tasks import TASKS
 
@@ -127,6 +128,85 @@ def test_inside_the_band_does_not_count_where_acting_at_random_is_there_too(
 
     (text,) = [text for text in facts if "lies inside the paper's band" in text]
     assert facts[text] == number and ("1 more inside, but not told from random" in text) is said
+
+
+def test_random_episodes_that_variants_of_one_seed_share_count_once(tmp_path: Path) -> None:
+    for variant, seed in (("base", 0), ("base", 1), ("stochastic", 0)):
+        run = make_run(tmp_path, variant=variant, seed=seed, until=31, state="stopped", train_rows=False)
+        row = json.loads(run.episodes_jsonl.read_text().splitlines()[0]) | {"kind": "seed"}
+        rows = [row | {"episode": k + 1, "env_seed": 10 * seed + k, "return": 10.0 * seed + k} for k in range(5)]
+        run.episodes_jsonl.write_text("".join(f"{json.dumps(r)}\n" for r in rows) + run.episodes_jsonl.read_text())
+
+    random = random_episodes(load([tmp_path]))
+
+    assert sorted(random["return"]) == [0.0, 1.0, 2.0, 3.0, 4.0, 10.0, 11.0, 12.0, 13.0, 14.0]
+
+
+def test_a_run_within_its_last_evaluation_has_no_final_score(tmp_path: Path) -> None:
+    for seed, (state, returns) in enumerate((("running", [900.0, 904.0]), ("done", [700.0] * 10))):
+        make_run(tmp_path, variant="true_simulator", seed=seed, state=state, changes={"schedule.eval_episodes": 10},
+                 returns=lambda episode, seed, returns=returns: returns)  # fmt: skip
+    results = load([tmp_path])
+
+    table = table1_section(results).blocks[0]
+    assert isinstance(table, Table)
+
+    assert final_scores(results.frame("eval"))["seed"].tolist() == [1]
+    assert "700 (1/2)" in table.shown["Cheetah run"].tolist()
+
+
+def test_table_1_names_the_lengths_of_the_runs_that_are_in_it(tmp_path: Path) -> None:
+    make_run(tmp_path, train_rows=False, changes={"schedule.train_episodes": 300, "schedule.seed_episodes": 3})
+    make_run(tmp_path, task="walker_walk", until=100, state="stopped", train_rows=False,
+             changes={"schedule.seed_episodes": 3})  # fmt: skip
+
+    table = table1_section(load([tmp_path])).blocks[0]
+    assert isinstance(table, Table)
+
+    (row,) = [row for row in table.shown.to_dict("records") if row["source"] == "this suite"]
+    assert row["method"] == "PlaNet" and row["episodes"] == "300"
+
+
+def test_a_curves_caption_counts_its_own_seeds_and_episodes(tmp_path: Path) -> None:
+    for seed in range(2):
+        make_run(tmp_path, seed=seed, until=100 + 50 * seed, state="stopped", train_rows=False)
+
+    section = curve_section(load([tmp_path]), published.FIGURES["fig4"])
+
+    assert section is not None
+    tabs = section.blocks[0]
+    assert isinstance(tabs, Tabs)
+    for _, figure in tabs.tabs:
+        assert isinstance(figure, Figure) and "(at a point: seeds 1–2, episodes 10–20)" in figure.caption
+
+
+def test_the_papers_single_agent_stands_at_the_steps_of_all_six_tasks(tmp_path: Path) -> None:
+    make_run(tmp_path, variant="multitask", task="dmc6", until=100, state="stopped", train_rows=False)
+    curves = learning_curves(load([tmp_path]).frame("eval"))
+    edges = {}
+    for x in ("episode", "env_steps", "updates"):
+        figure = learning_curve_figure(
+            "fig7", "", "", ours=curves, figure=published.FIGURES["fig7"], tasks=["cheetah_run"], x=x, planned=1005
+        )
+        _, axes = plt.subplots()
+        figure.panels[0].draw(axes)
+        edges[x] = next(max(np.asarray(line.get_xdata())) for line in axes.lines if line.get_color() == style.PAPER)
+        assert axes.get_xlim()[1] >= edges[x] > axes.get_xlim()[1] / 2
+        plt.close()
+
+    assert edges["env_steps"] == pytest.approx(6 * 1000 * edges["episode"])
+    assert edges["updates"] == pytest.approx(6 * 100 * (edges["episode"] - 5))
+
+
+def test_the_figure_over_hours_has_no_key_of_what_the_paper_has_not(tmp_path: Path) -> None:
+    make_run(tmp_path, until=100, state="stopped", train_rows=False)
+    curves = learning_curves(load([tmp_path]).frame("eval"))
+
+    for x, there in (("episode", True), ("hours", False)):
+        figure = learning_curve_figure(
+            "fig4", "", "", ours=curves, figure=published.FIGURES["fig4"], tasks=["cheetah_run"], x=x, planned=1005
+        )
+        assert any(key.label.startswith("paper, ") for key in figure.keys) is there
 
 
 def test_table_1_says_how_many_seeds_finished_and_leaves_out_the_others(report: Path) -> None:

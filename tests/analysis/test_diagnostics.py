@@ -110,6 +110,7 @@ def test_origins_are_counted_and_mixed_commits_are_said(tmp_path: Path) -> None:
     table, *warnings = section.blocks
     assert isinstance(table, Table) and table.data["code"].tolist() == ["c0ffee0", "beef000"]
     assert "2 clean commits are drawn together" in str(warnings)
+    assert "within a task never over presets" in table.caption  # over tasks some are pooled
 
 
 def test_pictures_of_several_renderers_are_said(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from synthetic_runs import make_run, write_plan
 
 from analysis.gaps import gaps_section
 from analysis.report import main, make_report
-from analysis.runs import LATER, BadInput, Problem, Results, load, read_jsonl
+from analysis.runs import LATER, BadInput, Problem, Results, load, read_jsonl, walk
 from planet import config
 
 NOW = 2_000_000_000.0
@@ -63,6 +63,30 @@ def test_without_a_plan_every_seen_task_is_expected_with_every_seen_seed(tmp_pat
     missing = {problem.where for problem in problems(results, "missing")}
     assert missing == {"base/cheetah_run/seed_3", "base/walker_walk/seed_0"}
     assert "no plan file is there" in gaps_section(results).lead
+
+
+@pytest.mark.parametrize("lost", [["run.json"], ["run.json", "config.toml"], ["run.json", "episodes.jsonl"]])
+def test_a_run_that_has_lost_its_record_is_named(tmp_path: Path, lost: list[str]) -> None:
+    short_run(tmp_path, seed=0)
+    path = short_run(tmp_path, seed=1)
+    for name in lost:
+        (path / name).unlink()
+
+    results = load([tmp_path], now=NOW)
+
+    (problem,) = problems(results, "unusable")
+    assert problem.where == "base/cheetah_run/seed_1" and f"{path} holds a run without run.json" in problem.text
+    assert results.unusable == [("smoke", "base", "cheetah_run", 1)] and not problems(results, "missing")
+
+
+def test_files_that_only_share_a_name_with_a_runs_are_no_run(tmp_path: Path) -> None:
+    path = short_run(tmp_path / "runs")
+    for name in ("config.toml", "episodes.jsonl"):
+        copy = tmp_path / f"copy of {name}" / name
+        copy.parent.mkdir()
+        copy.write_bytes((path / name).read_bytes())
+
+    assert [found for _, found in walk(tmp_path)] == [path]
 
 
 def test_a_torn_last_line_is_skipped_and_counted(tmp_path: Path) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 from synthetic_runs import make_run
 
+from analysis import style
 from analysis.content import Fold, Gallery, Table, Text
 from analysis.figures import Figure
 from analysis.predictions import ACTION_REPEAT, error_ratios, predictions_section
+from analysis.render import _combined  # pyright: ignore[reportPrivateUsage]
 from analysis.report import part_of
 from analysis.runs import load
 from planet.tasks import TASKS
@@ -197,6 +200,46 @@ def test_near_is_the_planners_horizon_and_nothing_is_said_without_a_pair() -> No
     assert both["image_error_near"] == pytest.approx(1.0)
     assert both["image_error_far"] == pytest.approx((12 + 38 * 3) / 50)
     assert apart["pairs"] == 0 and np.isnan(apart["image_error_far"])
+
+
+def test_no_panel_has_two_variants_of_one_look_and_the_picture_holds_titles_and_legend(tmp_path: Path) -> None:
+    variants = (
+        "base",
+        "stochastic",
+        "elu",
+        "deterministic",
+        "random_collection",
+        "stochastic_elu",
+        "drnn_overshooting",
+    )
+    for variant in variants:
+        with_predictions(tmp_path, variant=variant)
+
+    figure = figures(tmp_path)["open-loop-error"]
+
+    drawn = set()
+    for panel in figure.panels:
+        _, axes = plt.subplots()
+        panel.draw(axes)
+        looks = [(line.get_color(), line.get_linestyle()) for line in axes.lines]
+        assert len(set(looks)) == len(looks) > 1, panel.title
+        drawn |= set(looks)
+        plt.close()
+    assert len(drawn) == len({style.colour(variant) for variant in variants}) < len(variants)
+    assert (
+        figure.panels[0].title.startswith("Cheetah run: image\nDeterministic")
+        and "PlaNet beside a few" in figure.caption
+    )
+    with plt.rc_context(style.MATPLOTLIB):
+        canvas = _combined(figure)
+        legend, page = canvas.legends[0].get_window_extent(), canvas.bbox
+        assert 0 <= legend.x0 < legend.x1 <= page.x1
+        titles = {axes: axes.title.get_window_extent() for axes in canvas.axes}
+        for axes in canvas.axes:
+            label = axes.xaxis.label.get_window_extent()
+            assert not any(label.overlaps(title) for title in titles.values())
+            assert titles[axes].y1 <= page.y1
+        plt.close(canvas)
 
 
 def test_a_figures_own_report_shows_how_far_its_models_see(tmp_path: Path) -> None:
