@@ -233,7 +233,7 @@ def profile_figure(strata: Strata, variants: Mapping[str, str], results: Results
             draw = functools.partial(profile_panel, frame=pd.DataFrame(drawn), variants=group)
             names = ", ".join(series_label(series) for series in group if series != "base" or len(group) == 1)
             title = f"{names} ({on})" if len(together) > 1 else names if len(group) < len(variants) else ""
-            panels.append(Panel(textwrap.fill(title, 52), draw, f"Performance profiles on {on}: {names}"))
+            panels.append(Panel(textwrap.fill(title, 44), draw, f"Performance profiles on {on}: {names}"))
     caption = (
         "How to read it: at a score on the x axis, the height is the share of runs that end above it (tasks weigh the "
         "same). A curve further right and higher is better; a steep fall means that runs agree. Band: pointwise 95 % "
