@@ -152,7 +152,9 @@ def load(path: Path | None, changes: Mapping[str, Any] | None = None) -> Profile
         profile = dataclasses.replace(profile, gres="")
     elif changes.get("gres"):
         profile = dataclasses.replace(profile, gpus=Profile().gpus)
-    return _update(profile, changes, "--cluster-set")
+    profile = _update(profile, changes, "--cluster-set")
+    # What is counted in GPUs has no meaning without one.
+    return profile if num_gpus(profile) else dataclasses.replace(profile, mem_per_gpu="", mps=False)
 
 
 def for_cpu(profile: Profile) -> Profile:

@@ -44,6 +44,14 @@ def test_gpus_and_gres_of_the_command_line_take_the_place_of_each_other_in_the_f
     assert profile.load(written(tmp_path, text), changes) == expected
 
 
+def test_without_a_gpu_nothing_is_counted_in_gpus(tmp_path):
+    path = written(tmp_path, 'gpus = "2"\nmem_per_gpu = "60G"\nmps = true\n')
+
+    found = profile.load(path, {"gpus": "0"})
+    assert (found.mem_per_gpu, found.mps) == ("", False)
+    assert (profile.load(path).mem_per_gpu, profile.load(path).mps) == ("60G", True)
+
+
 def test_gpus_and_gres_are_not_both_given_on_the_command_line_either():
     with pytest.raises(ValueError, match="--cluster-set: give gpus or gres, not both"):
         profile.load(None, {"gpus": "1", "gres": "gpu:1"})
