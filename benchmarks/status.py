@@ -342,7 +342,7 @@ def retry(folders: Sequence[Path], suite: str | None, options: dispatch.Options)
         with locked(preset_folder) if executor.submits else contextlib.nullcontext():
             queue = Queue.read(preset_folder)
             items: list[Item] = []
-            for path in (p for p in paths if preset_folder_of(p) == preset_folder and (p / "run.json").exists()):
+            for path in (p for p in paths if preset_folder_of(p) == preset_folder):
                 row = read(path, queue)
                 if row.state in ("failed", "died"):
                     try:

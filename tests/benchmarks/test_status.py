@@ -367,6 +367,17 @@ def test_a_damaged_run_does_not_keep_retry_from_the_others(runs, capsys, started
     assert error.startswith(f"cannot go on: {damaged} is ") and error.count("\n") == 1
 
 
+def test_a_run_that_has_lost_its_record_is_told_by_retry(runs, capsys, started):
+    for seed in range(2):
+        make(runs, seed, state="failed", error="x")
+    lost = RunDir(run_path(runs, "smoke", "base", "cheetah_run", 0))
+    lost.episodes.mkdir()
+    lost.run_json.unlink()
+
+    assert status.main(["retry", str(runs), "--executor", "local"]) == 1
+    assert started == ["seed_1"] and f"cannot go on: {lost.path} lacks its run.json" in capsys.readouterr().err
+
+
 def test_a_run_without_checkpoint_is_not_retried(runs, capsys):
     run = make(runs, 0, state="stopped", episode=3)
     (run.checkpoints / "latest.pt").unlink()
