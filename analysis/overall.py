@@ -93,6 +93,8 @@ def finished(evals: pd.DataFrame) -> Strata:
     strata: Strata = {}
     for series in dict.fromkeys(evals["series"]):
         own = scores[scores["series"] == series]
+        if own.empty:
+            continue
         whole = own.groupby(["run_task", "seed"])["task"].transform("nunique")
         own = own[[n == tasks[series, t, k] for n, t, k in zip(whole, own["run_task"], own["seed"], strict=True)]]
         for task in sort_tasks(own["task"]):

@@ -182,6 +182,17 @@ def test_a_run_of_several_tasks_has_finished_when_all_of_them_have(tmp_path: Pat
     assert set(data["runs"]) == {1} and set(data["tasks"]) == {6}
 
 
+def test_a_variant_of_which_nothing_has_finished_is_left_out(tmp_path: Path) -> None:
+    make_run(tmp_path, task="finger_spin", train_rows=False, metrics_every=500)
+    run = make_run(tmp_path, variant="stochastic", task="finger_spin", train_rows=False, metrics_every=500)
+    rows = [json.loads(line) for line in run.episodes_jsonl.read_text().splitlines()]
+    there = [row for row in rows if row["episode"] < 500]
+    assert there
+    run.episodes_jsonl.write_text("".join(json.dumps(row) + "\n" for row in there))
+
+    assert set(table(load([tmp_path]), "aggregates").data["series"]) == {"base"}
+
+
 def test_runs_made_otherwise_than_planets_are_left_out_and_named(tmp_path: Path) -> None:
     for seed, task in itertools.product(range(2), ("cheetah_run", "finger_spin", "walker_walk")):
         make_run(tmp_path, task=task, seed=seed, train_rows=False, metrics_every=500)
