@@ -265,6 +265,4 @@ class Agent:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _warm_start(self, plan: Tensor | None) -> Tensor | None:
-        if plan is None or not self.planner.warm_start:
-            return None
-        return torch.cat([plan[:, 1:], torch.zeros_like(plan[:, :1])], dim=1)  # [N, H, A], one step on
+        return None if plan is None or not self.planner.warm_start else cem.one_step_on(plan)

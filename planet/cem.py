@@ -126,6 +126,14 @@ def search(
     return Plan(mean, std), torch.stack(found).isnan().sum(dim=2)
 
 
+def one_step_on(mean: Float[Tensor, "env horizon action"]) -> Float[Tensor, "env horizon action"]:
+    """Return the `start_mean` that a plan leaves to the next decision: its steps from the second on, then a zero.
+
+    In [-1, 1]: a plan refitted unclipped may lie outside, where candidates drawn around it would be clipped alike.
+    """
+    return torch.cat([mean[:, 1:], torch.zeros_like(mean[:, :1])], dim=1).clamp_(-1, 1)
+
+
 def _propose(mean: Tensor, std: Tensor, noise: Tensor, refit_clipped: bool) -> tuple[Tensor, Tensor]:
     """Return the candidates [N, J, H, A] to score, and those to refit to."""
     drawn = torch.addcmul(mean[:, None], std[:, None], noise)

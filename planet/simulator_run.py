@@ -134,9 +134,7 @@ class SimulatorRun:
 
     def _plan(self, score: SimulatorScore, action_size: int, generator: torch.Generator) -> np.ndarray:
         planner = self.config.planner
-        start = None
-        if planner.warm_start and self.mean is not None:
-            start = torch.cat([self.mean[:, 1:], torch.zeros_like(self.mean[:, :1])], dim=1)
+        start = None if self.mean is None or not planner.warm_start else cem.one_step_on(self.mean)
         plan = cem.plan(
             score, num_envs=1, action_size=action_size, horizon=planner.horizon, candidates=planner.candidates,
             elites=planner.num_elites, iterations=planner.iterations, init_std=planner.init_std,

@@ -129,6 +129,13 @@ def test_start_mean_is_where_the_search_starts() -> None:
     assert torch.equal(start, torch.full((1, 3, 2), -0.5))  # left as it was
 
 
+def test_what_a_plan_leaves_to_the_next_one_lies_one_step_on_and_inside_the_box() -> None:
+    mean = torch.tensor([[[0.1, -0.2], [3.0, 0.4], [0.5, -1.5]]])
+
+    assert torch.equal(cem.one_step_on(mean), torch.tensor([[[1.0, 0.4], [0.5, -1.0], [0.0, 0.0]]]))
+    assert mean[0, 1, 0] == 3  # left as it was
+
+
 def test_one_iteration_and_one_elite_is_random_shooting() -> None:
     seen = []
 
