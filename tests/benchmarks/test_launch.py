@@ -404,6 +404,7 @@ def test_paper_size_without_a_gpu_names_its_cost_and_the_quick_preset(tmp_path, 
     ],
 )
 def test_the_plan_says_how_many_threads_the_runs_compute_with(tmp_path, capsys, monkeypatch, changes, first, told):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # where no other sweep is at work
     monkeypatch.setattr(machine, "cores", lambda: 16)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the launcher's own
@@ -473,7 +474,10 @@ def test_a_sweep_interrupted_goes_on_when_typed_again(tmp_path):
         return json.loads((path / "status.json").read_text()) if (path / "status.json").exists() else {}
 
     def interrupted_after(updates, executor):
-        launcher = subprocess.Popen([*words, "--executor", executor], stdout=subprocess.PIPE, text=True, env=env)
+        launcher = subprocess.Popen(
+            [*words, "--executor", executor], stdout=subprocess.PIPE, text=True, env=env,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's `make test &` ignores it
+        )  # fmt: skip
         deadline = time.monotonic() + 120
         while status().get("updates", 0) < updates:
             assert time.monotonic() < deadline
