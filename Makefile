@@ -31,7 +31,7 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m 'not slurm' --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not slurm' --durations=15
 	$(BIN)/pytest -q -m slurm --durations=5
 	$(BIN)/pytest -q benchmarks/speed --benchmark-disable -o addopts= --durations=5
 

@@ -1,4 +1,5 @@
-"""What each variant changes: paired differences per seed, beside what the paper says, with a verdict.
+"""What each variant changes: paired differences per seed; and the difference of the curves' medians, which is what the
+paper shows, beside the paper's, with a verdict.
 
 A variant's run is compared with the run of the same task and seed it should differ from by its own keys alone (base, or
 the variant its question is about); pairs that differ in anything else are not compared, and that is said.
@@ -52,6 +53,10 @@ class Effect:
     seeds: tuple[int, ...]
     expected: int
     interval: Interval
+    episodes: tuple[aggregate.Pair, ...]
+    """Per pair, the returns of both runs' evaluation episodes."""
+    medians: Interval
+    """Difference of the medians over all pairs' episodes: what `paper` is of."""
     paper: float | None
     changed: tuple[str, ...]
     """What these runs hold that their partners do not: `planner.candidates 100 → 300`. Presets decide both values."""
@@ -60,7 +65,7 @@ class Effect:
 
     @property
     def verdict(self) -> str:
-        return judge(self.interval, len(self.differences), self.paper)
+        return judge(self.medians, len(self.differences), self.paper)
 
 
 def direction(interval: Interval) -> str:
@@ -146,16 +151,17 @@ def changed_settings(run: Run, partner: Run) -> tuple[str, ...]:
     )
 
 
-def _means(run: Run, task: str) -> dict[int, float]:
+def _returns(run: Run, task: str) -> dict[int, np.ndarray]:
     evals = run.evals()
-    return evals[evals["task"] == task].groupby("episode")["return"].mean().to_dict()
+    own = evals[evals["task"] == task].groupby("episode")["return"]
+    return {int(episode): returns.to_numpy(float) for episode, returns in own}
 
 
 def _effect(
     series: str, variant: str, against: str, task: str, pairs: Sequence[tuple[Run, Run]], results: Results
 ) -> Effect | None:
-    curves = [(run.seed, _means(run, task), _means(partner, task)) for run, partner in pairs]
-    common = [(seed, {e: ours[e] - theirs[e] for e in ours.keys() & theirs.keys()}) for seed, ours, theirs in curves]
+    curves = [(run.seed, _returns(run, task), _returns(partner, task)) for run, partner in pairs]
+    common = [(seed, {e: (ours[e], theirs[e]) for e in ours.keys() & theirs.keys()}) for seed, ours, theirs in curves]
     last = pairs[0][0].eval_at()[-1]
     common = [(seed, curve) for seed, curve in common if curve]  # the others have not been evaluated together yet
     reached = {e: sum(e in curve for _, curve in common) for _, curve in common for e in curve}
@@ -165,20 +171,37 @@ def _effect(
     half = math.ceil(len(common) / 2)
     episode = last if last in reached else max((e for e, n in reached.items() if n >= half), default=max(reached))
     at = [(seed, curve[episode]) for seed, curve in common if episode in curve]
-    differences = [difference for _, difference in at]
+    episodes = tuple(pair for _, pair in at)
+    differences = [float(ours.mean() - theirs.mean()) for ours, theirs in episodes]
     interval = aggregate.bootstrap([np.array(differences)], aggregate.mean, np.random.default_rng(0))
     comparable = pairs[0][0].max_return == published.MAX_RETURN
     return Effect(
         series, variant, against, task, int(episode), episode == last, tuple(differences), tuple(s for s, _ in at),
         max(results.seeds_expected(variant, task), len(at)), interval,
+        episodes, aggregate.difference_of_medians([episodes], np.random.default_rng(0)),
         published.paper_effect(variant, task, int(episode)) if comparable else None,
         changed_settings(*pairs[0]), any(run.task != task for run, _ in pairs),
     )  # fmt: skip
 
 
-def over_tasks(own: Sequence[Effect]) -> tuple[Interval, int, float | None]:
-    """Return the mean effect over tasks with its stratified interval, the fewest pairs of a task, and the paper's mean
-    over the same tasks.
+@dataclass(frozen=True, slots=True)
+class OverTasks:
+    """A variant's effect averaged over tasks."""
+
+    interval: Interval
+    medians: Interval
+    fewest: int
+    """Pairs of the task that has the fewest."""
+    paper: float | None
+    """Mean over the same tasks; None if one of them has no number."""
+
+    @property
+    def verdict(self) -> str:
+        return judge(self.medians, self.fewest, self.paper)
+
+
+def over_tasks(own: Sequence[Effect]) -> OverTasks:
+    """Return the mean effect over tasks with its stratified interval.
 
     Runs of several tasks are drawn whole: only pairs that all of the tasks have go in, and without such there is no
     interval.
@@ -186,18 +209,26 @@ def over_tasks(own: Sequence[Effect]) -> tuple[Interval, int, float | None]:
     theirs = [effect.paper for effect in own]
     paper = None if any(value is None for value in theirs) else float(np.mean(theirs))
     shared = any(effect.shared for effect in own)
-    by_seed = [dict(zip(effect.seeds, effect.differences, strict=True)) for effect in own]
+    seeds = [effect.seeds for effect in own]
     if shared:
-        whole = [seed for seed in by_seed[0] if all(seed in differences for differences in by_seed)]
+        whole = tuple(seed for seed in seeds[0] if all(seed in each for each in seeds))
         if not whole:
-            value = float(np.mean([effect.interval.value for effect in own]))
-            return Interval(value, float("nan"), float("nan")), 0, paper
-        by_seed = [{seed: differences[seed] for seed in whole} for differences in by_seed]
+            return OverTasks(
+                *(Interval(float(np.mean([i.value for i in each])), math.nan, math.nan)
+                  for each in zip(*((effect.interval, effect.medians) for effect in own), strict=True)), 0, paper
+            )  # fmt: skip
+        seeds = [whole] * len(own)
+    at = [[effect.seeds.index(seed) for seed in each] for effect, each in zip(own, seeds, strict=True)]
+    runs = ["shared"] * len(own) if shared else None
     interval = aggregate.bootstrap(
-        [np.array(list(differences.values())) for differences in by_seed], aggregate.mean, np.random.default_rng(0),
-        runs=["shared"] * len(own) if shared else None,
+        [np.array([effect.differences[i] for i in places]) for effect, places in zip(own, at, strict=True)],
+        aggregate.mean, np.random.default_rng(0), runs=runs,
     )  # fmt: skip
-    return interval, min(map(len, by_seed)), paper
+    medians = aggregate.difference_of_medians(
+        [[effect.episodes[i] for i in places] for effect, places in zip(own, at, strict=True)],
+        np.random.default_rng(0), runs=runs,
+    )  # fmt: skip
+    return OverTasks(interval, medians, min(map(len, at)), paper)
 
 
 # ------------------------------------------------------------------------------------------------- what is shown
@@ -218,12 +249,13 @@ READ = (
     "Effect: mean over seeds of (variant − partner) in return, paired by seed, each run by the mean of its evaluation "
     f"episodes; [95 % percentile bootstrap over pairs, stratified by task, {aggregate.RESAMPLES:,} resamples; "
     "runs of several tasks are drawn whole, from the pairs that all tasks have]. "
-    f"{aggregate.COVERAGE} Paper: difference of the two curves' medians at that many "
-    "episodes; at their end, of their last five. "
-    f"Verdict: <em>agrees</em> if our interval and the paper's number point the same way (under {MARGIN:.0f} counts "
-    f"as no difference) or our interval holds the paper's number and not 0; <em>not enough runs</em> below "
-    f"{MIN_PAIRS} pairs per task, or if the interval holds 0 and reaches beyond ±{WIDE:.0f} or to the paper's "
-    "number. No correction for looking at many variants."
+    f"{aggregate.COVERAGE} Of medians: median over all episodes of the variant's runs − that of their partners, of the "
+    "same pairs, mean over tasks, with an interval of the same kind. Paper's: difference of the two curves' medians at "
+    "that many episodes; at their end, of their last five. "
+    f"Verdict, by the medians: <em>agrees</em> if our interval and the paper's number point the same way (under "
+    f"{MARGIN:.0f} counts as no difference) or our interval holds the paper's number and not 0; <em>not enough "
+    f"runs</em> below {MIN_PAIRS} pairs per task, or if the interval holds 0 and reaches beyond ±{WIDE:.0f} or to the "
+    "paper's number. No correction for looking at many variants."
 )
 
 
@@ -246,8 +278,8 @@ def claims_table(found: Sequence[Effect]) -> Table:
     for i, series in enumerate(dict.fromkeys(effect.series for effect in found)):
         own = [effect for effect in found if effect.series == series]
         question = questions().get(split(own[0].variant)[0])
-        interval, fewest, paper = over_tasks(own)
-        verdict = judge(interval, fewest, paper)
+        over = over_tasks(own)
+        interval, verdict = over.interval, over.verdict
         when = "" if all(effect.final for effect in own) else " so far"
         against = "" if own[0].against == "base" else f" (against {series_label(own[0].against)})"
         counts = " ".join(f"{len(e.differences)}/{e.expected}" for e in own)
@@ -256,8 +288,9 @@ def claims_table(found: Sequence[Effect]) -> Table:
                 "variant": series_label(series) + against,
                 "question": f"{question.question if question else ''} ({', '.join(own[0].changed)})".strip(),
                 "the paper": (f"{question.figure}: {question.claim}" if question and question.claim else "no claim"),
-                "effect": with_interval(interval, len(own), fewest) + when,
-                "paper's": "–" if paper is None else signed(paper),
+                "effect": with_interval(interval, len(own), over.fewest) + when,
+                "of medians": with_interval(over.medians, len(own), over.fewest),
+                "paper's": "–" if over.paper is None else signed(over.paper),
                 "tasks": str(len(own)),
                 "pairs": counts,
                 "verdict": verdict or "no number to compare",
@@ -268,8 +301,9 @@ def claims_table(found: Sequence[Effect]) -> Table:
         data.append(
             {
                 "series": series, "against": own[0].against, "tasks": len(own), "effect": interval.value,
-                "low": interval.low, "high": interval.high, "paper_effect": paper, "fewest_pairs": fewest,
-                "final": not when, "verdict": verdict,
+                "low": interval.low, "high": interval.high, "of_medians": over.medians.value,
+                "of_medians_low": over.medians.low, "of_medians_high": over.medians.high, "paper_effect": over.paper,
+                "fewest_pairs": over.fewest, "final": not when, "verdict": verdict,
             }
         )  # fmt: skip
     for text in ("variant", "question", "the paper", "pairs"):
@@ -289,6 +323,7 @@ def effect_table(found: Sequence[Effect]) -> Table:
             "task": task_label(e.task),
             "at": f"{e.episode} episodes{'' if e.final else ' (so far)'}",
             "effect": with_interval(e.interval),
+            "of medians": with_interval(e.medians),
             "paper's": "–" if e.paper is None else signed(e.paper),
             "pairs": f"{len(e.differences)}/{e.expected}",
             "verdict": e.verdict or "no number to compare",
@@ -310,6 +345,7 @@ def effect_frame(found: Sequence[Effect]) -> pd.DataFrame:
         {
             "series": e.series, "variant": e.variant, "against": e.against, "task": e.task, "episode": e.episode,
             "final": e.final, "effect": e.interval.value, "low": e.interval.low, "high": e.interval.high,
+            "of_medians": e.medians.value, "of_medians_low": e.medians.low, "of_medians_high": e.medians.high,
             "paper_effect": e.paper, "pairs": len(e.differences), "pairs_expected": e.expected,
             "seeds": " ".join(map(str, e.seeds)), "differences": " ".join(f"{d:.10g}" for d in e.differences),
             "verdict": e.verdict,
@@ -323,7 +359,11 @@ def effect_figure(found: Sequence[Effect], results: Results) -> Figure:
     series = list(dict.fromkeys(effect.series for effect in found))
     frame = effect_frame(found)
     reach = max(
-        [abs(v) for v in frame[["effect", "low", "high", "paper_effect"]].to_numpy(float).ravel() if np.isfinite(v)],
+        [
+            abs(v)
+            for v in frame[["effect", "low", "high", "of_medians", "paper_effect"]].to_numpy(float).ravel()
+            if np.isfinite(v)
+        ],
         default=1.0,
     )
     panels = []
@@ -334,10 +374,15 @@ def effect_figure(found: Sequence[Effect], results: Results) -> Figure:
         panels.append(Panel(task_label(task), draw, f"Effects on {task_label(task)}: {said}"))
     caption = (
         "Right of the line the variant is better than its partner, left of it worse. Thick: our effect with its 95 % "
-        "interval; small points: single pairs of runs; hollow diamond: the paper's effect."
+        "interval; small points: single pairs of runs; upright line: our difference of medians; hollow diamond: the "
+        "paper's."
     )
     left, height = row_space(row_labels([series_label(name) for name in series]))
-    keys = [Key("our effect, 95 % interval", style.INK), Key("the paper's effect", style.PAPER, "diamond")]
+    keys = [
+        Key("our effect, 95 % interval", style.INK),
+        Key("difference of medians: ours", style.INK, "upright"),
+        Key("the paper's", style.PAPER, "diamond"),
+    ]
     figure = Figure(
         "ablation-effects", "Effects of all variants", caption, panels, frame, keys, 2,
         panel_size=(max(left + 2.4, 3.6), height), note=note_of(results), left=left,
@@ -358,6 +403,7 @@ def effect_panel(axes: Axes, *, effects: dict[str, Effect], series: Sequence[str
             list(effect.differences), [y] * len(effect.differences), "o", color=colour, markersize=2.4, alpha=0.55
         )
         axes.plot([effect.interval.value], [y], "o", color=colour, markersize=5.5, zorder=3)
+        axes.plot([effect.medians.value], [y], "|", color=colour, markersize=11, markeredgewidth=1.6, zorder=3)
         if effect.paper is not None:
             axes.plot(
                 [effect.paper], [y], "D", markerfacecolor="none", markeredgecolor=style.PAPER, markersize=5.5, zorder=4

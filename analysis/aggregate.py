@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 Scores = Float[np.ndarray, " seeds"]
 Samples = Float[np.ndarray, "samples seeds"]
@@ -120,6 +120,47 @@ def _resample(
             chosen[which] = rng.integers(len(stratum), size=(resamples, len(stratum)))
         drawn.append(np.asarray(stratum, float)[chosen[which]])
     return drawn
+
+
+Pair = tuple[Scores, Scores]
+"""A run's evaluation episodes and those of the run that it is compared with."""
+
+
+def difference_of_medians(
+    strata: Sequence[Sequence[Pair]], rng: np.random.Generator, *, runs: Sequence[Hashable] | None = None
+) -> Interval:
+    """Return the mean over tasks of median(all episodes of the first) - median(all of the second), with its interval.
+
+    Medians are of all runs' episodes together, as a curve of the paper is; pairs of runs are drawn, not episodes.
+
+    Args:
+        strata: one for each task, its pairs of runs.
+        runs: as in `bootstrap`.
+    """
+    sides = [[_stacked([pair[side] for pair in pairs]) for side in range(2)] for pairs in strata]
+
+    def statistic(drawn: Sequence[Samples]) -> Float[np.ndarray, " samples"]:
+        return np.mean(
+            [_pooled(a, i.astype(int)) - _pooled(b, i.astype(int)) for (a, b), i in zip(sides, drawn, strict=True)],
+            axis=0,
+        )
+
+    return bootstrap([np.arange(len(pairs), dtype=float) for pairs in strata], statistic, rng, runs=runs)
+
+
+def _stacked(episodes: Sequence[Scores]) -> Float[np.ndarray, "runs episodes"]:
+    """Runs with fewer episodes than others are filled up with NaN."""
+    filled = np.full((len(episodes), max(map(len, episodes))), np.nan)
+    for row, own in zip(filled, episodes, strict=True):
+        row[: len(own)] = own
+    return filled
+
+
+def _pooled(
+    episodes: Float[np.ndarray, "runs episodes"], chosen: Int[np.ndarray, "samples runs"]
+) -> Float[np.ndarray, " samples"]:
+    median = np.nanmedian if np.isnan(episodes).any() else np.median  # the former is far slower
+    return median(episodes[chosen].reshape(len(chosen), -1), axis=1)
 
 
 def probability_of_improvement(x: Samples, y: Samples) -> Float[np.ndarray, " samples"]:

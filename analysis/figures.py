@@ -41,7 +41,7 @@ class Key:
     label: str
     colour: str
     kind: str = "line"
-    """line, thin, dashed, dotted, step, band, bar, marker or diamond"""
+    """line, thin, dashed, dotted, step, band, bar, marker, upright or diamond"""
 
 
 @dataclass(slots=True)

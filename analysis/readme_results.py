@@ -160,7 +160,7 @@ def part_text(part: Results, figures: Sequence[Figure], chance: pd.DataFrame) ->
         if figure.name == f"{preset}-planet":
             texts.append(
                 f"Blue: PlaNet as this suite trains it with the `{preset}` preset, median and 5–95 % of all evaluation "
-                "episodes; grey: the same of the paper, averaged over 53 episodes."
+                "episodes; grey: the same of the paper's evaluations within 53 episodes."
                 + ("" if preset == "paper" else " The preset's sizes are smaller than the paper's.")
             )
         else:
@@ -171,8 +171,9 @@ def part_text(part: Results, figures: Sequence[Figure], chance: pd.DataFrame) ->
             "Return: median [5 %, 95 %] of the last evaluation that any seed reached (10 fresh episodes "
             "of each seed that did). "
             + ("PlaNet then: the unchanged agent after as many episodes. " if "PlaNet then" in rows[0] else "")
-            + "Paper: the same, averaged over the bin of 53 episodes (in brackets) that ours falls into. Hours: wall, "
-            "mean of those runs; processor, of each seed's process from its first episode on, all its starts together."
+            + "Paper: the same of its evaluations within the 53 episodes (in brackets) that ours falls into. Hours: "
+            "wall, mean of those runs; processor, of each seed's process from its first episode on, all its starts "
+            "together."
         )
     if rows := chance_rows(part, chance):
         texts.append("Each run's last evaluation beside random actions from the same start states:")

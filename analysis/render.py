@@ -138,6 +138,10 @@ def _handle(key: Key) -> Line2D | Patch:
         return Line2D(
             [], [], markeredgecolor=key.colour, markerfacecolor="none", marker="D", linestyle="", label=key.label
         )
+    if key.kind == "upright":
+        return Line2D(
+            [], [], color=key.colour, marker="|", linestyle="", markersize=9, markeredgewidth=1.6, label=key.label
+        )
     width = {"step": 5, "thin": 1}.get(key.kind, 1.8)
     dashes: Any = {"dashed": "--", "dotted": ":"}.get(key.kind, "-")
     alpha = 0.5 if key.kind == "step" else 1

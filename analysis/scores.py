@@ -30,7 +30,7 @@ from analysis.runs import TASKS, Results, Run, sort_tasks
 
 SWEPT = {"planner.elite_fraction", "planner.elites", "planner.horizon", "planner.iterations", "planner.candidates"}
 """Settings of the planner that Figure 12 varies."""
-STEPS = "Grey steps: the paper's median and 5–95 % band over the 52.6-episode bins it was averaged in."
+STEPS = "Grey steps: the paper's median and 5–95 % band over the 52.6-episode bins that its evaluations were pooled in."
 HOURS = "A point stands at the median time of its seeds. The paper has no curve over time, only its levels."
 
 

@@ -25,16 +25,17 @@ COLUMNS = ("task", "seed", "episode", "env_seed", "return", "dm_control", "mujoc
 CONTROL_STEPS = 1000
 
 
-def start_states(runs: Path) -> dict[tuple[str, int], tuple[int, list[int]]]:
-    """Return by (task, seed of the run) the episode count of its last evaluation and its start states' seeds."""
+def start_states(runs: Path) -> list[tuple[str, int, int, int]]:
+    """Return (task, run's seed, episodes, start state's seed) of all variants' last evaluations, each state once."""
     found = {}
-    for path in sorted(runs.glob("*/seed_*/episodes.jsonl")):
+    for path in sorted(runs.glob("*/*/seed_*/episodes.jsonl")):
         evals = [row for row in read_jsonl(path)[0] if row["kind"] == "eval"]
-        if evals:
-            last = max(row["episode"] for row in evals)
-            seeds = [row["env_seed"] for row in evals if row["episode"] == last]
-            found[path.parts[-3], int(path.parts[-2].removeprefix("seed_"))] = (last, seeds)
-    return found
+        last = max((row["episode"] for row in evals), default=None)
+        task, seed = path.parts[-3], int(path.parts[-2].removeprefix("seed_"))
+        for row in evals:
+            if row["episode"] == last:  # runs of one seed begin the evaluations after as many episodes alike
+                found.setdefault((task, row["env_seed"]), (task, seed, last, row["env_seed"]))
+    return sorted(found.values(), key=lambda each: each[:3])
 
 
 def random_return(task: str, env_seed: int) -> float:
@@ -62,11 +63,10 @@ def main() -> None:
         with TABLE.open() as file:
             known = {(row["task"], row["env_seed"]): row for row in csv.DictReader(file)}
     rows = []
-    for (task, seed), (episode, env_seeds) in sorted(start_states(HERE / "quick" / "base").items()):
-        for env_seed in env_seeds:
-            row = {"task": task, "seed": seed, "episode": episode, "env_seed": env_seed}
-            old = known.get((task, str(env_seed)))
-            rows.append(old or row | {"return": round(random_return(task, env_seed), 6)} | versions)
+    for task, seed, episode, env_seed in start_states(HERE / "quick"):
+        row = {"task": task, "seed": seed, "episode": episode, "env_seed": env_seed}
+        old = known.get((task, str(env_seed)))
+        rows.append(old or row | {"return": round(random_return(task, env_seed), 6)} | versions)
     with TABLE.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()

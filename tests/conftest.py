@@ -1,4 +1,7 @@
-"""For all tests: what needs a CUDA device is skipped where there is none; Triton's library is the first of its kind."""
+"""For all tests: what needs a CUDA device is skipped where there is none; Triton's library is the first of its kind; of
+several processes none is left with a long file at the end."""
+
+from collections import Counter
 
 import pytest
 
@@ -10,7 +13,11 @@ def pytest_sessionstart() -> None:
     gl.load_triton_first()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(trylast=True)  # what `-m` leaves out is no longer there
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # with `--no-loadscope-reorder` files are given out in this order
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

@@ -139,12 +139,42 @@ def test_every_number_of_the_tables_is_numpys(tmp_path: Path) -> None:
         ]
         for task in tasks
     }
+    pooled = {
+        (variant, task): np.median([returns_of(variant, task)(1005, seed) for seed in range(5)])
+        for variant in ("base", "random_collection")
+        for task in tasks
+    }
+    medians = {task: pooled["random_collection", task] - pooled["base", task] for task in tasks}
     for row in by_task.to_dict("records"):
+        np.testing.assert_allclose(row["of_medians"], medians[row["task"]])
+        assert row["of_medians_low"] <= row["of_medians"] <= row["of_medians_high"]
         np.testing.assert_allclose(row["effect"], np.mean(differences[row["task"]]))
         np.testing.assert_allclose([float(d) for d in row["differences"].split()], differences[row["task"]])
         assert row["pairs"] == row["pairs_expected"] == 5
     assert claims["effect"].item() == pytest.approx(np.mean([np.mean(d) for d in differences.values()]))
     assert claims["low"].item() <= claims["effect"].item() <= claims["high"].item()
+    assert claims["of_medians"].item() == pytest.approx(np.mean(list(medians.values())))
+
+
+def test_the_verdict_is_by_medians_as_the_papers_number_is(tmp_path: Path) -> None:
+    """Reacher's episodes are near 0 or near 1000: there random shooting has PlaNet's mean and a lower median."""
+    paper = published.paper_effect("random_shooting", "reacher_easy", 1005)
+    assert paper is not None and paper < -50
+    for seed in range(5):
+        base = [20.0] * 2 + [950.0 + seed] * 8
+        shooting = [700.0 + seed] * 3 + [850.0 + seed] * 7
+        for variant, own in (("base", base), ("random_shooting", shooting)):
+            make_run(
+                tmp_path, variant=variant, task="reacher_easy", seed=seed, train_rows=False, metrics_every=500,
+                returns=lambda episode, seed, own=own: own,
+            )  # fmt: skip
+
+    [effect], _ = effects(load([tmp_path]))
+
+    assert effect.interval.low > 0  # of the means: 807 against 766
+    assert effect.medians.value == pytest.approx(-100, abs=1)
+    assert effect.medians.low == pytest.approx(-100, abs=4) and effect.medians.high == pytest.approx(-100, abs=4)
+    assert effect.verdict == "agrees" and judge(effect.interval, 5, paper) == "disagrees"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +240,10 @@ def test_runs_of_several_tasks_count_where_all_of_these_have_a_partner(tmp_path:
 
     found, _ = effects(load([tmp_path]))
     [row] = claims_table(found).data.to_dict("records")
-    apart = [replace(found[0], seeds=(0,), differences=(-400.0,)), replace(found[1], seeds=(1,), differences=(-250.0,))]
+    apart = [
+        replace(effect, seeds=(i,), differences=effect.differences[:1], episodes=effect.episodes[:1])
+        for i, effect in enumerate(found)
+    ]
 
     assert (row["effect"], row["fewest_pairs"]) == (pytest.approx(-215.0), 2)
     assert (row["low"], row["high"]) == pytest.approx((-250.0, -180.0))

@@ -310,3 +310,36 @@ def test_area_is_the_mean_height_and_thresholds_are_first_reached() -> None:
     assert aggregate.area_under_curve(x, y) == pytest.approx((20 + 90) / 40)
     assert aggregate.first_reaching(x, y, 3.0) == 10.0
     assert aggregate.first_reaching(x, y, 5.0) is None
+
+
+# -------------------------------------------------------------------------------------------- difference of medians
+
+
+def test_medians_are_of_all_episodes_together_and_pairs_are_drawn() -> None:
+    """Of two pairs, four draws are equally likely: the lowest and highest of their differences bound the interval."""
+    pairs = [(np.array([1.0, 2.0, 90.0]), np.array([10.0, 30.0])), (np.array([4.0, 5.0, 6.0]), np.array([50.0, 70.0]))]
+
+    found = aggregate.difference_of_medians([pairs], np.random.default_rng(0))
+
+    draws = [[pairs[i], pairs[j]] for i in range(2) for j in range(2)]
+    expected = [np.median([a for a, _ in draw]) - np.median([b for _, b in draw]) for draw in draws]
+    assert found.value == 4.5 - 40
+    assert (found.low, found.high) == (min(expected), max(expected))
+
+
+def test_a_run_with_fewer_episodes_counts_with_those_it_has() -> None:
+    pairs = [(np.array([1.0, 2.0]), np.zeros(3)), (np.array([7.0]), np.array([1.0]))]
+
+    assert aggregate.difference_of_medians([pairs], np.random.default_rng(0)).value == 2 - 0
+
+
+def test_medians_of_runs_with_several_tasks_are_drawn_together() -> None:
+    up = [(np.array([100.0]), np.array([0.0])), (np.array([0.0]), np.array([0.0]))]
+    down = up[::-1]
+
+    together = aggregate.difference_of_medians([up, down], np.random.default_rng(0), runs=["one", "one"])
+    apart = aggregate.difference_of_medians([up, down], np.random.default_rng(0))
+
+    assert (together.value, together.low, together.high) == (50, 50, 50)  # what one task gains the other loses
+    assert (apart.low, apart.high) == (0, 100)
+    assert not aggregate.difference_of_medians([up[:1]], np.random.default_rng(0)).known
