@@ -4,10 +4,9 @@
 """
 
 import numpy as np
-import pytest
 import torch
 
-from planet import cem, streams, world_model
+from planet import streams, world_model
 from planet.agent import Agent
 from planet.config import ModelConfig, ObjectiveConfig, OptimizerConfig, PlannerConfig
 from planet.counting_env import CountingEnv, read
@@ -20,9 +19,9 @@ ACTIONS, STEPS, CHUNK = 2, 40, 7
 TINY = ModelConfig(stoch=3, deter=8, hidden=8, conv_depth=2, reward_units=8)
 
 
-def make_agent(*, warm_start: bool = False) -> Agent:
+def make_agent() -> Agent:
     model = WorldModel(TINY, ObjectiveConfig(), ACTIONS, torch.Generator().manual_seed(0))
-    planner = PlannerConfig(horizon=3, iterations=2, candidates=8, elites=2, warm_start=warm_start)
+    planner = PlannerConfig(horizon=3, iterations=2, candidates=8, elites=2)
     return Agent(model, planner, action_size=ACTIONS, precision="float32")
 
 
@@ -58,32 +57,6 @@ def test_the_filter_sees_each_frame_with_the_executed_action_that_led_to_it():
             np.testing.assert_array_equal(episode.action[t], actions[n])
     assert (seen[0][0] == 0).all()
     assert any(np.abs(actions).max() == 1 for actions, _ in seen)  # noisy actions are clipped, and remembered clipped
-
-
-@pytest.mark.parametrize("warm", [True, False])
-def test_a_plan_starts_one_step_on_from_the_one_before_where_it_is_to(monkeypatch, warm):
-    plan, starts, plans = cem.plan, [], []
-
-    def noted(*arguments, start_mean, **settings):
-        starts.append(start_mean)
-        plans.append(plan(*arguments, start_mean=start_mean, **settings))
-        return plans[-1]
-
-    monkeypatch.setattr(cem, "plan", noted)
-    agent = make_agent(warm_start=warm)
-    for _ in range(2):  # a new episode starts from nothing
-        state = agent.start([streams.torch_generator(0, "explore", 0)])
-        for _ in range(3):
-            _, state = agent.act(state, np.zeros((1, 3, 64, 64), np.uint8), action_noise=0.3)
-
-    for t, start in enumerate(starts):
-        if warm and t % 3:
-            earlier = plans[t - 1].mean
-            assert earlier.abs().max() > 0
-            torch.testing.assert_close(start, torch.cat([earlier[:, 1:], torch.zeros(1, 1, ACTIONS)], dim=1))
-        else:
-            assert start is None
-    assert len(starts) == 6
 
 
 def test_batches_hold_frames_actions_and_rewards_of_the_same_time():

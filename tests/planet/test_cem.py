@@ -189,3 +189,10 @@ def test_generators_must_match_environments() -> None:
 def test_score_of_the_wrong_shape_is_named() -> None:
     with pytest.raises(ValueError, match=r"score must return \[1, 500\] \(environment, candidate\), got \[500\]"):
         run(lambda candidates: candidates.sum(dim=(-2, -1))[0])
+
+
+def test_all_candidates_may_be_elites() -> None:
+    plan = run(quadratic(torch.zeros(3, 2)), candidates=7, elites=7, iterations=1)
+
+    candidates = torch.randn(1, 7, 3, 2, generator=seeded(0)[0])[0].clamp(-1, 1)
+    torch.testing.assert_close(plan.mean[0], candidates.mean(0))

@@ -1,16 +1,19 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from planet import checkpoint, evaluate, tasks
+from planet import checkpoint, evaluate, streams, tasks
+from planet.agent import Agent
 from planet.config import Config
 from planet.counting_env import CountingEnv
 from planet.presets import resolve
 from planet.profile import random_episode
+from planet.rollout import Episode
 from planet.run_dir import RunDir
 from planet.world_model import WorldModel
 
@@ -377,3 +380,82 @@ def test_weights_of_another_run_or_size_and_damaged_ones_are_refused(tmp_path, c
     exported.weights.write_bytes(b"nonsense")
     assert evaluate.main([str(exported.path)]) == 2
     assert "weights.pt" in capsys.readouterr().err
+
+
+class Noted(Agent):
+    """An agent that stands still and notes what it is given; its state counts the decisions."""
+
+    device = torch.device("cpu")  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+    def __init__(self) -> None:
+        self.generators: list[int] = []
+        self.decisions: list[tuple[int, int, float]] = []
+
+    def start(self, generators) -> Any:
+        self.generators = [generator.initial_seed() for generator in generators]
+        return 0
+
+    def act(self, state: Any, obs, *, action_noise) -> Any:
+        self.decisions.append((state, len(obs), action_noise))
+        return np.zeros((len(obs), 1), np.float32), state + 1
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_evaluation_is_without_noise_and_keyed_by_seed_evaluation_task_and_place(count: int) -> None:
+    agent = Noted()
+
+    found = evaluate.evaluate(agent, [CountingEnv(1, 4) for _ in range(count)], seed=5, evaluation=2, task_index=1)
+
+    assert agent.decisions == [(t, count, 0.0) for t in range(4)]  # what it remembers is carried on
+    assert [seed for _, seed in found] == [streams.integer(5, "eval_env", 2, 1, k) for k in range(count)]
+    assert agent.generators == [streams.torch_generator(5, "eval", 2, 1, k).initial_seed() for k in range(count)]
+    assert [episode.total_reward for episode, _ in found] == [1 + 2 + 3 + 4] * count
+
+
+def test_the_command_line_evaluates_as_asked_from_start_states_of_its_own(tmp_path, capsys, monkeypatch):
+    run = trained_run(tmp_path / "seed_0")
+    run.record_start(precision="bfloat16", threads=1)
+    asked, precisions = [], []
+
+    def noted(agent, envs, *, seed, evaluation, task_index):
+        asked.append((len(envs), seed, evaluation, task_index))
+        precisions.append(agent.precision)
+        rewards = np.arange(len(envs), dtype=np.float32)  # returns 0, 1, 2, ...
+        still = np.zeros((2, 3, 64, 64), np.uint8), np.zeros((2, 1), np.float32)
+        return [(Episode(*still, np.array([0, reward], np.float32)), 0) for reward in rewards]
+
+    monkeypatch.setattr(evaluate, "evaluate", noted)
+
+    def main(*options: str) -> str:
+        words = [str(run.path), "--device", "cpu", *options]
+        assert evaluate.main(words, make_env=lambda task, config: CountingEnv(1, 4)) == 0
+        return capsys.readouterr().out
+
+    main()
+    main("--evaluation", "3", "--episodes", "2")
+    table = main("--episodes", "101")
+
+    # Training evaluates len(eval_at()) times, from 0 on: the next index is the first it never used.
+    assert asked == [(10, 0, len(run.config().schedule.eval_at()), 0), (2, 0, 3, 0), (101, 0, 1, 0)]
+    assert precisions == ["bfloat16"] * 3  # as the run was trained, whatever this machine would choose
+    for number in ("50.0", "5.0", "95.0"):  # mean and median, 5 % and 95 % of 0, 1, ..., 100
+        assert f" {number} " in table
+
+
+def test_each_task_of_an_agent_for_several_keeps_its_own_start_states(tmp_path, monkeypatch):
+    other = tasks.Task(name="other", domain="cartpole", task="balance", action_repeat=8, action_size=1)
+    monkeypatch.setitem(tasks.TASKS, "other", other)
+    monkeypatch.setitem(tasks.GROUPS, "pair", ("cartpole_swingup", "other"))
+    run, asked = trained_run(tmp_path / "seed_0", task="pair"), []
+    still = Episode(np.zeros((2, 3, 64, 64), np.uint8), np.zeros((2, 1), np.float32), np.zeros(2, np.float32))
+
+    def noted(agent, envs, *, seed, evaluation, task_index):
+        asked.append(task_index)
+        return [(still, 0) for _ in envs]
+
+    monkeypatch.setattr(evaluate, "evaluate", noted)
+    for options in ([], ["--task", "other"]):
+        words = [str(run.path), "--device", "cpu", "--episodes", "1", *options]
+        assert evaluate.main(words, make_env=lambda task, config: CountingEnv(1, 4)) == 0
+
+    assert asked == [0, 1, 1]  # one task alone is evaluated as it is among all

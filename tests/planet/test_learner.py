@@ -143,3 +143,29 @@ def test_bfloat16_changes_the_numbers_a_little() -> None:
 
     assert exact["loss"] != short["loss"]
     torch.testing.assert_close(exact["loss"], short["loss"], rtol=0.01, atol=0)
+
+
+def test_the_step_is_taken_with_the_clipped_gradient() -> None:
+    settings = OptimizerConfig(learning_rate=0.01, eps=1e-4, clip_norm=1e-3)  # small beside eps, else Adam hides it
+    learner, batch = build(settings), chunks()
+    before = copy.deepcopy(learner.world_model)
+    loss, _ = before.loss(*(torch.from_numpy(x) for x in (batch.obs, batch.action, batch.reward)), generator=seeded(7))
+    loss.backward()
+    norm = torch.cat([p.grad.flatten() for p in before.parameters() if p.grad is not None]).norm()
+
+    learner.update(batch, seeded(7))
+
+    assert norm > 1
+    for old, new in zip(before.parameters(), learner.world_model.parameters(), strict=True):
+        grad = torch.zeros_like(old) if old.grad is None else old.grad * 1e-3 / norm
+        torch.testing.assert_close(new.detach(), old.detach() - 0.01 * grad / (grad.abs() + 1e-4), atol=2e-6, rtol=1e-4)
+
+
+def test_nothing_but_the_gradient_moves_parameters() -> None:
+    learner = build(OptimizerConfig(learning_rate=1.0, eps=1e8))  # an eps beside which every gradient is nothing
+    before = parameters(learner)
+
+    learner.update(chunks(), seeded(0))
+
+    assert before.abs().max() > 0.1  # weight decay would show
+    torch.testing.assert_close(parameters(learner), before, rtol=0, atol=1e-4)

@@ -180,3 +180,17 @@ def test_overshooting_equals_a_loop_over_every_pair(kind: type[RSSM] | type[SSM]
     expected = torch.stack([torch.stack(v).mean() for v in values.values()]).mean()
     assert [len(v) for v in values.values()] == [batch * (time - d + 1) for d in values]
     torch.testing.assert_close(term, expected)
+
+
+def test_overshooting_targets_give_no_gradient_by_their_spread() -> None:
+    std = torch.full((1, 4, 1), 0.5, requires_grad=True)
+    posterior = State(torch.zeros(1, 4, 0), torch.zeros(1, 4, 1), torch.zeros(1, 4, 1), std)
+    start = toy_posterior(torch.zeros(1))
+
+    term = objective.overshooting(
+        Drift(), posterior, torch.zeros(1, 4, 1), start, torch.zeros(1, 7, 1), distance=2, free_nats=0.0
+    )
+
+    # Every KL is that of N(0, 1/2) from N(0, 1), the spread of this cell's priors; the targets' spread is only read.
+    assert term.item() == pytest.approx(math.log(2) + 1 / 8 - 1 / 2)
+    assert not term.requires_grad

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -231,3 +232,107 @@ def test_held_out_episodes_are_the_same_every_time():
         assert (a.episode.obs == b.episode.obs).all() and (a.state == b.state).all()
         assert len(a.state_names) == a.state.shape[1]
         assert len(a.state) == len(a.episode.obs)
+
+
+def test_a_probe_decays_as_of_standardised_features():
+    # Features of spread 5 and 1: as z = -1, 1 each, the weight is z'y / (z'z + RIDGE) = 2 / (2 + 1).
+    for spread in (5.0, 1.0):
+        probe = prediction.fit_probe([np.array([[-spread], [spread]])], [np.array([[-1.0], [1.0]])])
+
+        assert prediction.apply_probe(probe, np.array([[spread]])).item() == pytest.approx(2 / 3, rel=1e-5)
+
+
+def test_a_reconstruction_strip_holds_truth_posteriors_and_a_prediction_from_five_frames_on(
+    model, tmp_path, monkeypatch
+):
+    episode, shown, decoded, decode = random_episode(9), [], [], prediction.decode
+
+    def noted(model, state):
+        decoded.append((state, decode(model, state)))
+        return decoded[-1][1]
+
+    monkeypatch.setattr(prediction, "decode", noted)
+    monkeypatch.setattr(prediction, "film_strip", lambda rows, **where: shown.extend(rows) or film_strip(rows, **where))
+
+    prediction.reconstruction_strip(model, episode, tmp_path / "strip.png", generator=torch.Generator().manual_seed(4))
+
+    generator = torch.Generator().manual_seed(4)  # the pictures' noise, the posteriors', the priors'
+    pictures, action = torch.from_numpy(episode.obs), torch.from_numpy(episode.action)
+    embed = model.encoder(images.preprocess(pictures, images.image_noise((10,), generator), bit_depth=5))
+    noise, priors_noise = (torch.randn(n, model.transition.stoch_size, generator=generator) for n in (10, 5))
+    state = imagined = model.initial(1)
+    posteriors, priors = [], []
+    for t in range(10):
+        state = model.transition.posterior(state, action[t : t + 1], embed[t : t + 1], noise[t : t + 1])
+        posteriors.append(state.stoch)
+        if t == 4:
+            imagined = state
+        elif t > 4:
+            imagined = model.transition.prior(imagined, action[t : t + 1], priors_noise[t - 5 : t - 4])
+            priors.append(imagined.stoch)
+    (seen, seen_pictures), (future, future_pictures) = decoded
+    torch.testing.assert_close(seen.stoch[0], torch.cat(posteriors))
+    torch.testing.assert_close(future.stoch[0], torch.cat(priors))
+    for row, expected in zip(
+        shown, (episode.obs, seen_pictures, np.concatenate([seen_pictures[:5], future_pictures])), strict=True
+    ):
+        np.testing.assert_array_equal(row, expected)
+
+
+def test_a_probe_has_never_seen_the_episode_it_reads_and_errors_are_in_deviations_of_all(model, tmp_path, monkeypatch):
+    made, fitted, scales, keys = made_up_episodes(3), [], [], []
+    fit, errors, torch_generator = prediction.fit_probe, prediction._errors, streams.torch_generator
+
+    def noted_fit(features, states):
+        fitted.append(states)
+        return fit(features, states)
+
+    def noted_errors(*given):
+        scales.append(given[-1])
+        return errors(*given)
+
+    def noted_generator(*key, device):
+        keys.append(key)
+        return torch_generator(*key, device=device)
+
+    monkeypatch.setattr(held_out, "episodes", lambda task, config, count: made)
+    monkeypatch.setattr(prediction, "fit_probe", noted_fit)
+    monkeypatch.setattr(prediction, "_errors", noted_errors)
+    monkeypatch.setattr(streams, "torch_generator", noted_generator)
+    config = resolve("cartpole_swingup", preset="smoke", seed=3)
+    run = RunDir.create(tmp_path / "seed_3", config, preset="smoke", variant="base")
+
+    prediction.write_open_loop(run, config, model, trained_episodes=4, device=CPU, count=3)
+
+    assert keys == [(3, "predict", 1_000_000, k) for k in range(3)]
+    for k, states in enumerate(fitted):
+        others = [made[j].state for j in range(3) if j != k]
+        assert len(states) == 2 and all(a is b for a, b in zip(states, others, strict=True))
+    assert len(fitted) == len(scales) == 3
+    for scale in scales:
+        np.testing.assert_allclose(scale, np.concatenate([e.state for e in made]).std(axis=0), rtol=1e-6)
+
+
+def test_the_first_window_is_shown_beside_its_own_truth(model, tmp_path, monkeypatch):
+    episode = random_episode(104)  # two windows
+    made = [held_out.HeldOut(episode, np.random.default_rng(0).normal(size=(105, 1)), ("a position",), True)]
+    shown, predict = [], prediction.predict
+
+    def constant(*arguments, **keywords):
+        found = predict(*arguments, **keywords)
+        picture = torch.zeros_like(found.image)
+        picture[1] = 0.25  # the second window
+        return dataclasses.replace(found, image=picture)
+
+    monkeypatch.setattr(held_out, "episodes", lambda task, config, count: made)
+    monkeypatch.setattr(prediction, "predict", constant)
+    monkeypatch.setattr(prediction, "film_strip", lambda rows, **where: shown.extend(rows) or film_strip(rows, **where))
+    config = resolve("cartpole_swingup", preset="smoke")
+    run = RunDir.create(tmp_path / "seed_0", config, preset="smoke", variant="base")
+
+    prediction.write_open_loop(run, config, model, trained_episodes=4, device=CPU, count=1)
+
+    truth, predicted, error = shown
+    np.testing.assert_array_equal(truth, episode.obs[:50])
+    assert (predicted == 128).all() and len(predicted) == 50
+    np.testing.assert_array_equal(error, difference(truth, predicted))

@@ -138,3 +138,9 @@ def test_counting_env_ends_at_agent_steps_and_wants_a_reset() -> None:
     assert env.step(action).last
     with pytest.raises(ValueError, match="call reset"):
         env.step(action)
+
+
+def test_an_environment_that_does_not_end_is_named() -> None:
+    env: Env = EarlyEnd(agent_steps=1)  # which would say `last` after two decisions
+    with pytest.raises(ValueError, match=r"last=False after 1 decisions, but episodes have agent_steps=1"):
+        run_episodes([env], random_policy(np.random.default_rng(0), 1), [0])

@@ -373,3 +373,19 @@ def test_one_nan_anywhere_is_a_nan_in_the_end(short_model: WorldModel, where: st
     returns = roll(rollout_of(short_model, torch.bfloat16), state, actions, noise)
 
     assert returns.isnan().any()
+
+
+@pytest.mark.parametrize("where", ["input", "cell", "prior_head", "reward"])
+def test_weights_that_are_not_finite_are_never_taken_as_integers(short_model: WorldModel, where: str) -> None:
+    """What sign a product gives a NaN depends on the processor; of integers a negative one would become 0."""
+    assert rollout_of(short_model, torch.bfloat16).bits
+    transition: Any = short_model.transition
+    weights = {
+        "input": transition.input.weight, "cell": transition.cell.weight_hh,
+        "prior_head": transition.prior_head.output.weight, "reward": short_model.reward.output.weight,
+    }  # fmt: skip
+    with torch.no_grad():
+        weights[where].flatten()[-1] = torch.nan
+
+    # Nothing is rectified after the reward's last layer: it may be as it is.
+    assert rollout_of(short_model, torch.bfloat16).bits == (where == "reward")

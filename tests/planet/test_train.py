@@ -3,19 +3,24 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from planet import cem, checkpoint, processor, tasks
+from planet import cem, checkpoint, processor, streams, tasks
 from planet import train as planet_train
+from planet.agent import Agent
 from planet.config import Config
 from planet.counting_env import CountingEnv
 from planet.episode_store import EpisodeStore
 from planet.lease import this_process
 from planet.presets import resolve
+from planet.replay import Replay
 from planet.run_dir import RunDir, read_jsonl
 from planet.stop_signal import EXIT_HELD
 from planet.train import train
@@ -363,3 +368,124 @@ def test_one_agent_for_all_tasks(tmp_path):
     assert len({row["task"] for row in episodes if row["kind"] == "train"}) == 6
     assert len([row for row in episodes if row["kind"] == "eval"]) == 12
     assert json.loads(run.run_json.read_text())["task"] == "dmc6"
+
+
+class Scored(CountingEnv):
+    """Whose every step earns what the start seed says, so that an episode's return can be computed from its row."""
+
+    def __init__(self) -> None:
+        super().__init__(action_size=1, agent_steps=10)
+
+    def step(self, action):
+        return dataclasses.replace(super().step(action), reward=float(self._seed % 100))
+
+
+def test_every_random_number_of_a_run_has_a_key_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setitem(tasks.GROUPS, "pair", ("cartpole_swingup", "cup_catch"))
+    changes = {"schedule.train_episodes": 2, "schedule.updates": 1, "schedule.eval_points": 1}
+    changes |= {"schedule.open_loop_episodes": 0, "runtime.device": "cpu"}
+    run = create(tmp_path / "seed_7", resolve("pair", preset="smoke", changes=changes, seed=7))
+    keys, sequence = [], streams.sequence
+
+    def noted(seed, stream, *index):
+        keys.append((seed, stream, *index))
+        return sequence(seed, stream, *index)
+
+    monkeypatch.setattr(streams, "sequence", noted)
+
+    assert train(run.path, make_env=lambda task, config: Scored()) == 0
+
+    # Two tasks: two seed and two planned episodes of each, four updates, two evaluations of two episodes of each.
+    expected = [(7, "init"), (7, "predict", 0), (7, "predict", 1)]
+    expected += [(7, stream, update) for stream in ("replay", "train") for update in range(4)]
+    expected += [(7, stream, episode, task) for stream in ("env", "explore") for episode in range(4) for task in (0, 1)]
+    expected += [(7, stream, evaluation, task, place) for stream in ("eval", "eval_env")
+                 for evaluation in (0, 1) for task in (0, 1) for place in (0, 1)]  # fmt: skip
+    assert sorted(keys) == sorted(expected)
+    # What the rows say follows from their start seeds: the return, its means, the last evaluation of both tasks.
+    episodes, metrics, status = without_times(run.episodes_jsonl), without_times(run.metrics_jsonl), run.status() or {}
+    assert all(row["return"] == 10 * (row["env_seed"] % 100) for row in episodes)
+
+    def mean(kind, episode):
+        returns = [row["return"] for row in episodes if (row["kind"], row["episode"]) == (kind, episode)]
+        assert len(returns) == {"train": 2, "eval": 4}[kind]
+        return pytest.approx(sum(returns) / len(returns))
+
+    assert [row["train_return"] for row in metrics] == [mean("train", 3), mean("train", 4)]
+    assert status["last_return"] == mean("train", 4) and status["last_eval"] == mean("eval", 4)
+
+
+def test_a_cycle_learns_from_all_episodes_there_are_then_explores_then_evaluates_without_noise(tmp_path, monkeypatch):
+    run = create(tmp_path / "seed_0", tiny(**{"schedule.train_episodes": 2, "schedule.action_noise": 0.2}))
+    update, sample, act = planet_train.Learner.update, Replay.sample, Agent.act
+    numbers, held, noises = iter(range(100)), [], []
+
+    def noted_update(self, batch, generator):
+        number = float(next(numbers))
+        return {name: torch.full_like(term, number) for name, term in update(self, batch, generator).items()}
+
+    def noted_sample(self, *arguments):
+        held.append(self.num_episodes)
+        return sample(self, *arguments)
+
+    def noted_act(self, state, obs, *, action_noise):
+        noises.append((len(obs), action_noise))
+        return act(self, state, obs, action_noise=action_noise)
+
+    monkeypatch.setattr(planet_train.Learner, "update", noted_update)
+    monkeypatch.setattr(Replay, "sample", noted_sample)
+    monkeypatch.setattr(Agent, "act", noted_act)
+
+    assert train(run.path, make_env=lambda task, config: Scored()) == 0
+
+    assert held == [2, 2, 2, 3, 3, 3]  # the newest episode is there from the first update of its cycle on
+    assert noises == ([(1, 0.2)] * 10 + [(2, 0.0)] * 10) * 2
+    metrics = without_times(run.metrics_jsonl)
+    assert [row["loss"] for row in metrics] == [1.0, 4.0]  # means of updates 0, 1, 2 and 3, 4, 5
+    assert [(row["episode"], row["updates"], row["agent_steps"]) for row in metrics] == [(3, 3, 30), (4, 6, 40)]
+    assert [row["env_steps"] for row in metrics] == [240, 320]  # cartpole's action repeat is 8
+    kinds = [(row["kind"], row["updates"]) for row in without_times(run.episodes_jsonl)]
+    assert kinds == [("seed", 0)] * 2 + [("train", 3)] + [("eval", 3)] * 2 + [("train", 6)] + [("eval", 6)] * 2
+
+
+def test_a_clock_goes_on_from_what_earlier_starts_took():
+    clock = planet_train.Clock(1000.0, 500.0)
+
+    assert 1000 <= clock.wall() < 1010 and 500 <= clock.cpu() < 510
+
+
+def test_the_time_left_follows_the_pace_so_far():
+    config = tiny(**{"schedule.seed_episodes": 5, "schedule.train_episodes": 20})
+    trainer: Any = SimpleNamespace(
+        config=config, progress=planet_train.Progress(episodes=15), clock=SimpleNamespace(wall=lambda: 105.0)
+    )
+
+    # Ten episodes trained, five random ones at a tenth of the time each: 10 s apiece, ten to go.
+    assert planet_train.Trainer.eta(trainer) == pytest.approx(100.0)
+    trainer.progress.episodes = 5
+    assert planet_train.Trainer.eta(trainer) is None
+
+
+def test_seconds_of_a_row_are_those_of_its_cycle(tmp_path, monkeypatch):
+    run, calls = create(tmp_path / "seed_0", tiny(**{"schedule.train_episodes": 2})), iter(range(100))
+
+    def update(self, batch, generator):
+        if next(calls) < 3:  # the first cycle's
+            time.sleep(0.3)
+        return {"loss": torch.zeros(())}
+
+    monkeypatch.setattr(planet_train.Learner, "update", update)
+
+    assert train(run.path, make_env=lambda task, config: Scored()) == 0
+    first, second = read_jsonl(run.metrics_jsonl)[0]
+    assert first["train_seconds"] >= 0.9 and second["train_seconds"] < first["train_seconds"]
+
+
+def test_a_term_that_is_not_finite_is_named_with_its_update(tmp_path, monkeypatch):
+    run, calls = create(tmp_path / "seed_0", tiny()), iter(range(100))
+    terms = {False: {"loss": torch.zeros(())}, True: {"loss": torch.tensor(float("nan"))}}
+    monkeypatch.setattr(planet_train.Learner, "update", lambda self, batch, generator: terms[next(calls) == 4])
+
+    assert train(run.path, make_env=lambda task, config: Scored()) == 1
+
+    assert f"loss became nan at update 4 of {run.path}" in (run.status() or {})["error"]

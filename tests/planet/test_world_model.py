@@ -1,5 +1,6 @@
 """The loss against an independent computation, gradients where they belong, planning scores, open-loop predictions."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -380,3 +381,69 @@ def test_loss_and_gradient_compile_to_one_graph() -> None:
     """The recurrence with its gradient written out (`planet.rssm_observe`) included."""
     # In a process of its own: Dynamo cannot trace the shape checks that tests put around every function.
     subprocess.run([sys.executable, "-c", COMPILE], check=True)
+
+
+def test_entropies_by_hand() -> None:
+    model = build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        rssm: Any = model.transition
+        rssm.posterior_head.output.bias[5:] = 1.0  # raw deviations 1 against the prior's 0
+
+    _, terms = model.loss(*batch(), generator=seeded(0)[0])
+
+    def entropy(raw: float) -> float:  # of five independent normals
+        return 5 * (0.5 * math.log(2 * math.pi * math.e) + math.log(math.log1p(math.exp(raw)) + 0.1))
+
+    assert terms["prior_entropy"].item() == pytest.approx(entropy(0.0), rel=1e-5)
+    assert terms["posterior_entropy"].item() == pytest.approx(entropy(1.0), rel=1e-5)
+
+
+def test_overshooting_has_free_nats_of_its_own() -> None:
+    model = build(ObjectiveConfig(overshooting_scale=0.5, overshooting_distance=4, overshooting_free_nats=1e3))
+
+    _, terms = model.loss(*batch(), generator=seeded(2)[0])
+
+    assert terms["overshooting"] == 1e3 and terms["kl"] < 1e3
+
+
+@pytest.mark.parametrize(("bit_depth", "seen"), [(5, False), (8, True)])
+def test_the_lowest_bits_of_a_picture_are_seen_where_the_bit_depth_says_so(bit_depth: int, seen: bool) -> None:
+    model = build(bit_depth=bit_depth)
+    black, almost = torch.zeros(1, 1, 3, 64, 64, dtype=torch.uint8), torch.full((1, 1, 3, 64, 64), 7).byte()
+    action = torch.zeros(1, 1, ACTIONS)
+
+    filtered = [
+        model.filter(model.initial(1), action[:, 0], obs[:, 0], generators=seeded(0)).mean for obs in (black, almost)
+    ]
+    observed = [model.open_loop(obs, action, 1, seeded(0)[0]).state.mean for obs in (black, almost)]
+
+    assert torch.equal(*filtered) is not seen
+    assert torch.equal(*observed) is not seen
+
+
+@pytest.mark.parametrize("transition", ["rssm", "ssm", "drnn"])
+def test_open_loop_equals_one_step_at_a_time(transition: str) -> None:
+    model = build(transition=transition)
+    obs, action, _ = batch(2, 6)
+
+    found = model.open_loop(obs, action, 2, seeded(0)[0]).state
+
+    g = seeded(0)[0]  # the pictures' noise, then that of all states
+    embed = model.encoder(preprocess(obs[:, :2], image_noise((2, 2), g), bit_depth=5))
+    noise = torch.randn(2, 6, 5, generator=g)
+    state = model.initial(2)
+    for t in range(6):
+        if t < 2:
+            state = model.transition.posterior(state, action[:, t], embed[:, t], noise[:, t])
+        else:
+            state = model.transition.prior(state, action[:, t], noise[:, t])
+        torch.testing.assert_close(found.stoch[:, t], state.stoch)
+        torch.testing.assert_close(found.deter[:, t], state.deter)
+
+
+def test_the_reward_head_is_as_configured() -> None:
+    model = build(activation="elu", reward_layers=3)
+
+    assert len(model.reward.dense) == 3 and model.reward.activation is torch.nn.functional.elu
