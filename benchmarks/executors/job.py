@@ -61,17 +61,17 @@ class Pack:
         before = [Ended(path, "failed", str((RunDir(path).status() or {}).get("error"))) for path in failed]
         at = [_progress(path) for path in runs]
         with _Signals() as signals, mps(self.mps) as environment:
-            pool = Pool(slots=job_slots(len(runs), environment), waiting=deque(runs))
-            while True:
-                _, ended = pool.step()
-                for result in ended:
-                    print(f"{result.outcome}: {result.path}: {result.message}", flush=True)
-                if pool.finished:
-                    break
-                if (signals.requeue or signals.terminate) and not pool.stopping:
-                    print("asked to stop: every run saves", flush=True)
-                    pool.stop()
-                pool.wait(0.2)
+            with Pool(slots=job_slots(len(runs), environment), waiting=deque(runs)) as pool:
+                while True:
+                    _, ended = pool.step()
+                    for result in ended:
+                        print(f"{result.outcome}: {result.path}: {result.message}", flush=True)
+                    if pool.finished:
+                        break
+                    if (signals.requeue or signals.terminate) and not pool.stopping:
+                        print("asked to stop: every run saves", flush=True)
+                        pool.stop()
+                    pool.wait(0.2)
             if signals.requeue and any(result.outcome == "stopped" for result in pool.ended):
                 self._count_fruitless(runs, at, time.monotonic() - began)
                 signals.hand_on()  # to submitit: it calls checkpoint(), requeues the job and exits

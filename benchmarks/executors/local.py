@@ -40,7 +40,7 @@ def execute(
     """Run all and return how each that was begun ended; returns early, runs saved, when asked to stop."""
     pool = Pool(slots=slots, command=command, waiting=deque(paths))
     display = _Display(pool, total=len(paths), names=names, stream=stream or sys.stdout)
-    with _signals(pool, display), display:
+    with _signals(pool, display), display, pool:
         while True:
             begun, ended = pool.step()
             for result in ended:  # first: their slots are what others began in

@@ -81,7 +81,7 @@ def train_command(path: Path) -> list[str]:
 
 @dataclass(slots=True)
 class Pool:
-    """Runs waiting, running and ended. Call `step()` until it is `finished`."""
+    """Runs waiting, running and ended. Call `step()` until it is `finished`; `with` lets no worker outlive an error."""
 
     slots: Sequence[Slot]
     command: Callable[[Path], list[str]] = train_command
@@ -90,6 +90,15 @@ class Pool:
     ended: list[Ended] = field(default_factory=list)
     stopping: bool = False
     _deaths: dict[Path, Deaths] = field(default_factory=dict)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Only after an error are there any: they save, and nobody is left at work whom nobody watches.
+        self.stop()
+        for worker in self.workers:
+            worker.process.wait()
 
     @property
     def finished(self) -> bool:
@@ -103,18 +112,26 @@ class Pool:
             if code is None:
                 continue
             self.workers.remove(worker)
-            result = self._judge(worker, code)
+            try:
+                result = self._judge(worker, code)
+            except (OSError, ValueError) as error:  # its folder is gone, full or damaged: the others go on
+                result = Ended(worker.path, "failed", str(error))
             if result is not None:
                 ended.append(result)
-        self.ended += ended
         begun: list[Worker] = []
         busy = {worker.slot.name for worker in self.workers}
         for slot in self.slots:
             if self.stopping or not self.waiting:
                 break
-            if slot.name not in busy:
-                begun.append(self._begin(self.waiting.popleft(), slot))
+            if slot.name in busy:
+                continue
+            path = self.waiting.popleft()
+            try:
+                begun.append(self._begin(path, slot))
+            except OSError as error:
+                ended.append(Ended(path, "failed", f"cannot be begun: {error}"))
         self.workers += begun
+        self.ended += ended
         return begun, ended
 
     def wait(self, seconds: float) -> None:

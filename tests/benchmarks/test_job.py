@@ -47,6 +47,20 @@ def test_one_failure_fails_the_job_after_the_others_are_done(tmp_path):
     assert (good.status() or {})["state"] == "done"
 
 
+def test_an_error_of_the_job_itself_lets_every_run_save_first(tmp_path, monkeypatch):
+    runs = [make(tmp_path, name, "slow") for name in "ab"]
+
+    def fail_once_both_run(self, seconds):
+        if all((run.status() or {}).get("episode", 0) >= 1 for run in runs):
+            raise MemoryError
+
+    monkeypatch.setattr(pool.Pool, "wait", fail_once_both_run)
+    with pytest.raises(MemoryError):
+        Pack()(*(str(run.path) for run in runs))
+
+    assert [(run.status() or {})["state"] for run in runs] == ["stopped", "stopped"]
+
+
 def test_a_requeued_job_leaves_alone_what_failed_in_it(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     bad, good = make(tmp_path, "bad", "fail"), make(tmp_path, "good")

@@ -1,3 +1,4 @@
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,51 @@ def test_a_failed_run_whose_process_aborts_at_its_exit_is_not_started_again(tmp_
 
     assert (ended["r"].outcome, ended["r"].message) == ("failed", "ValueError: loss became NaN")
     assert run.output.read_text().count("from 0") == 1
+
+
+def test_a_run_whose_folder_is_gone_before_its_turn_fails_alone(tmp_path):
+    runs = [make(tmp_path, f"r{i}") for i in range(4)]
+    shutil.rmtree(runs[1].path)
+    ended = run_all([run.path for run in runs], slots=1)
+
+    assert [ended[f"r{i}"].outcome for i in range(4)] == ["done", "failed", "done", "done"]
+    assert f"cannot be begun: [Errno 2] No such file or directory: '{runs[1].output}'" in ended["r1"].message
+
+
+def test_a_run_whose_folder_goes_while_it_is_at_work_fails_alone(tmp_path):
+    gone, good = make(tmp_path, "gone", "slow"), make(tmp_path, "good", "slow")
+
+    def remove(p):
+        if (gone.status() or {}).get("episode") == 1:
+            shutil.rmtree(gone.path)
+
+    ended = run_all([gone.path, good.path], act=remove)
+
+    assert ended["gone"].outcome == "failed" and str(gone.path) in ended["gone"].message
+    assert ended["good"].outcome == "done"
+
+
+def test_a_damaged_status_fails_its_run_alone(tmp_path):
+    bad, good = make(tmp_path, "bad", "no_import"), make(tmp_path, "good")
+    bad.status_json.write_text("{")
+    ended = run_all([bad.path, good.path])
+
+    assert ended["bad"].outcome == "failed" and f"{bad.status_json} is damaged" in ended["bad"].message
+    assert ended["good"].outcome == "done"
+
+
+def test_an_error_of_the_launcher_itself_lets_every_run_save_first(tmp_path, monkeypatch):
+    runs = [make(tmp_path, f"r{i}", "slow") for i in range(3)]
+
+    def fail_once_both_run(display):
+        if all((run.status() or {}).get("episode", 0) >= 1 for run in runs[:2]):
+            raise OSError("no space left")
+
+    monkeypatch.setattr(local._Display, "refresh", fail_once_both_run)
+    with pytest.raises(OSError, match="no space left"):
+        local.execute([run.path for run in runs], [Slot("0", {}), Slot("1", {})], command=command)
+
+    assert [(run.status() or {}).get("state") for run in runs] == ["stopped", "stopped", None]
 
 
 def test_a_worker_killed_once_is_started_again_and_resumes(tmp_path):
