@@ -256,11 +256,13 @@ class Queue:
         return self._jobs[0]
 
     def _find(self, submission: Submission) -> Submission | None:
-        """Return the submission with its job ids, or None if Slurm never took it.
+        """Return the submission with its job ids, or None if Slurm never took it, or nothing of it is left.
 
-        One id tells them all: elements of an array that ended a while ago are no longer in squeue's answer.
+        One id tells them all: elements of an array that ended a while ago are no longer in squeue's answer. What has
+        ended did nothing: it had no work yet, or was refused (Slurm shows that as a failed job for a while).
         """
-        id_ = next((job.id for job in (self.jobs or {}).values() if job.name == submission.name), None)
+        ours = (job.id for job in (self.jobs or {}).values() if job.name == submission.name and job.live)
+        id_ = next(ours, None)
         if id_ is None:
             return None
         array = id_.partition("_")[0]
@@ -269,6 +271,7 @@ class Queue:
             folder=submission.folder, suite=submission.suite, created=submission.created, packs=submission.packs,
             jobs=tuple(ids),
         )  # fmt: skip
+        _hand_over(found)
         found.write()
         return found
 
@@ -329,6 +332,24 @@ class Queue:
         state = f" ({job.state})" if job is not None else ""
         line = last_line(submission.log(id_)) or last_line(submission.output(id_)) or "it printed nothing"
         return "failed", f"Slurm job {id_} ended{state} before the run began: {line}"
+
+
+def _hand_over(submission: Submission) -> None:
+    """Give each job its work under the name that it looks for (a minute long), which the launcher had no time for.
+
+    As a copy: that launcher may still be alive, and about to rename the same file.
+    """
+    from submitit.helpers import DelayedSubmission  # takes its time, and is hardly ever needed
+
+    for file in submission.folder.glob("*.pkl"):
+        if file.name.endswith(("_submitted.pkl", "_result.pkl")):
+            continue
+        path = DelayedSubmission.load(file).args[0]
+        pairs = zip(submission.packs, submission.jobs, strict=True)
+        job = next(job for pack, job in pairs if path.endswith(f"/{pack[0]}"))
+        target = submission.folder / f"{job}_submitted.pkl"
+        if not target.exists():
+            write_atomic(target, file.read_bytes())
 
 
 @functools.cache

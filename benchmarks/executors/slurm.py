@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -165,7 +166,7 @@ def submit(batch: Batch, preset_folder: Path, suite: str) -> Submission:
     """Submit one batch; the record is on disk before sbatch is asked, and completed after.
 
     Raises:
-        SubmissionFailed: sbatch refused.
+        SubmissionFailed: sbatch refused, or its answer was lost; nothing of the batch is in the queue then.
     """
     submission = new_submission(preset_folder, suite, batch.packs)
     submission.write()
@@ -177,13 +178,30 @@ def submit(batch: Batch, preset_folder: Path, suite: str) -> Submission:
         with _environment(), executor.batch():
             os.environ.update(ours)
             jobs = [executor.submit(work, *map(str, pack)) for pack in batch.packs]
-    except subprocess.CalledProcessError as error:
-        raise SubmissionFailed(f"sbatch refused: {error}") from error
-    except RuntimeError as error:  # submitit's FailedJobError, FailedSubmissionError
+    # RuntimeError: submitit's FailedJobError, FailedSubmissionError
+    except (subprocess.CalledProcessError, RuntimeError) as error:
+        _withdraw(submission)
         raise SubmissionFailed(f"sbatch refused: {error}") from error
     done = dataclasses.replace(submission, jobs=tuple(job.job_id for job in jobs))
     done.write()
     return done
+
+
+def _withdraw(submission: Submission) -> None:
+    """Take back what sbatch may have submitted all the same (its answer timed out), and the record with it.
+
+    Slurm also keeps what it refused as a failed job of that name for a while. Where the controller is silent the
+    record stays: the next launcher looks for the name.
+    """
+    try:
+        with _environment():
+            answer = subprocess.run(
+                ["scancel", f"--name={submission.name}"], capture_output=True, timeout=60, check=False
+            )
+    except (OSError, subprocess.TimeoutExpired):
+        return
+    if answer.returncode == 0:
+        shutil.rmtree(submission.folder, ignore_errors=True)
 
 
 @contextmanager

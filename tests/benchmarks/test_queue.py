@@ -3,8 +3,10 @@ import json
 import os
 
 import pytest
+from submitit.helpers import DelayedSubmission
 
 from benchmarks.executors import queue
+from benchmarks.executors.job import Pack
 from benchmarks.executors.queue import Queue, new_submission
 from planet.presets import resolve
 from planet.run_dir import RunDir, run_path
@@ -204,6 +206,25 @@ def test_a_single_job_whose_launcher_was_cut_off_is_found_too(tmp_path, cluster)
     jobs(cluster, ("40", "RUNNING", "None", "n1", submission.name, "0:01"))
 
     assert Queue.read(preset).job_of(run.path) == ("running", "Slurm job 40 running on n1, starting")
+
+
+def test_jobs_whose_launcher_was_cut_off_get_their_work(tmp_path, cluster):
+    preset, submission, runs = submitted(tmp_path, seeds=3, packs=2, ids=[])
+    packs = [[str(run.path) for run in runs[:2]], [str(runs[2].path)]]
+    for name, paths in zip("ba", packs, strict=True):
+        DelayedSubmission(Pack(mps=True), *paths).dump(submission.folder / f"{name}.pkl")  # as submitit before sbatch
+    jobs(cluster, ("40_1", "PENDING", "Priority", "", submission.name, "0:00"))
+    Queue.read(preset)
+
+    works = [DelayedSubmission.load(submission.folder / f"40_{i}_submitted.pkl") for i in range(2)]
+    assert [list(work.args) for work in works] == packs and works[0].function == Pack(mps=True)
+
+
+def test_a_job_that_sbatch_refused_is_not_taken_for_one_that_failed(tmp_path, cluster):
+    preset, submission, (run,) = submitted(tmp_path, ids=[])
+    jobs(cluster, ("4_0", "FAILED", "BadConstraints", "", submission.name, "0:00"))
+
+    assert Queue.read(preset).job_of(run.path) is None
 
 
 def test_a_launcher_cut_off_before_sbatch_submitted_nothing(tmp_path, cluster):

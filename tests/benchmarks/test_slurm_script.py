@@ -131,8 +131,14 @@ def test_what_belongs_to_the_user_survives_the_clean_environment(monkeypatch, va
     assert os.environ["SLURM_JOB_ID"] == "12"
 
 
-def test_a_refused_submission_keeps_its_record_without_jobs(tmp_path, monkeypatch):
-    for name, body in (("sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1"), ("srun", "exit 0")):
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_refused_submission_is_taken_back_where_the_controller_answers(tmp_path, monkeypatch, answers):
+    """Its record would make the next launch believe in the failed job that Slurm shows for it."""
+    for name, body in (
+        ("sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1"),
+        ("scancel", f'echo "$@" >> {tmp_path}/cancelled; exit {0 if answers else 1}'),
+        ("srun", "exit 0"),
+    ):
         program = tmp_path / "bin" / name
         program.parent.mkdir(exist_ok=True)
         program.write_text(f"#!/bin/sh\n{body}\n")
@@ -143,3 +149,7 @@ def test_a_refused_submission_keeps_its_record_without_jobs(tmp_path, monkeypatc
 
     with pytest.raises(slurm.SubmissionFailed, match="Invalid account"):
         slurm.submit(batch, tmp_path / "paper", "dmc6")
+    left = [file.parent.name for file in (tmp_path / "paper" / "slurm").glob("*/submission.json")]
+    (cancelled,) = (tmp_path / "cancelled").read_text().splitlines()
+    assert cancelled.startswith("--name=planet-dmc6-")
+    assert left == ([] if answers else [cancelled.removeprefix("--name=planet-dmc6-")])
