@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -174,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def launch(arguments: argparse.Namespace) -> int:
     """Plan, show, start; return the exit code (0 fine, 1 a run failed, 75 stopped by Ctrl-C)."""
-    arguments.runs = arguments.runs.absolute()
+    arguments.runs = Path(os.path.abspath(arguments.runs))
     sweep = make_plan(arguments)
     executor = dispatch.choose(make_options(arguments), dry_run=arguments.dry_run)
     lock = executor.submits and not arguments.dry_run

@@ -446,12 +446,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: str, arguments: argparse.Namespace) -> int:
     if command == "logs":
-        path = arguments.run.absolute()
+        path = Path(os.path.abspath(arguments.run))
         if not (path / "run.json").exists():
             raise FileNotFoundError(f"{arguments.run} is no run directory; status.py lists them")
         print(logs(path, arguments.bytes))
         return 0
-    folders = [folder.absolute() for folder in arguments.folders or [Path("runs")]]
+    # Not Path.absolute(): the preset's folder is found by counting parents, and `..` is none.
+    folders = [Path(os.path.abspath(folder)) for folder in arguments.folders or [Path("runs")]]
     if command == "retry":
         options = dispatch.Options(
             executor=arguments.executor,

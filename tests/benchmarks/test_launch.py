@@ -233,6 +233,16 @@ def test_run_directories_exist_with_their_questions_before_the_executor_starts(t
     assert all(record["question"].endswith("?") and record["suite"] == "fig4" for record in seen)
 
 
+def test_a_folder_named_by_its_parent_is_the_folder_itself(tmp_path, recording, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folders = []
+    monkeypatch.setattr(recording, "start", lambda items, preset_folder, suite: folders.append(preset_folder) or 0)
+
+    assert launch.main([*ONE, "--runs", "../runs"]) == 0
+    assert folders == [tmp_path / "runs" / "smoke"]
+
+
 def test_only_what_is_missing_is_started(tmp_path, recording, capsys):
     words = ["--tasks", "cheetah_run", "--seeds", "5", "--preset", "smoke"]
     main(tmp_path, *words)

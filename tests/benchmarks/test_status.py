@@ -276,6 +276,21 @@ def test_cancel_ends_slurm_jobs_and_names_what_goes_with_them(runs, capsys, sque
     assert (squeue / "cancelled").read_text() == "5_0\n5_0 5_1\n"
 
 
+@pytest.mark.parametrize("folder", ["..", "../seed_1"])
+def test_a_folder_named_by_its_parent_has_the_jobs_of_its_runs(runs, capsys, squeue, monkeypatch, folder):
+    all_runs = [make(runs, seed) for seed in range(2)]
+    submission = new_submission(runs / "smoke", "dmc6", [[run.path] for run in all_runs])
+    replace(submission, jobs=("5_0", "5_1")).write()
+    (squeue / "jobs").write_text("".join(f"5_{i}|PENDING|Priority||{submission.name}|0:00\n" for i in range(2)))
+    monkeypatch.chdir(all_runs[0].path)
+
+    assert {row["state"] for row in rows(capsys, folder)[1]} == {"waiting"}
+    assert status.main(["logs", "../seed_1"]) == 0
+    assert "seed_1: waiting, Slurm job 5_1 pending" in capsys.readouterr().out
+    assert status.main(["cancel", "../seed_1"]) == 0
+    assert (squeue / "cancelled").read_text() == "5_1\n"
+
+
 @pytest.mark.parametrize("allocation", [None, "77"])
 def test_cancel_lets_a_local_run_save(runs, capsys, squeue, monkeypatch, allocation):
     """Also inside an allocation, which is the user's and stays."""
