@@ -197,7 +197,7 @@ def read(path: Path, queue: Queue) -> Row:
         wall_seconds=status.get("wall_seconds"),
         silent_seconds=round(held.silent_seconds, 1) if held else None,
         node=last.get("slurm", {}).get("nodename") or last.get("host"),
-        job=held.owner.slurm_job if held and held.owner.slurm_job else entry[1] if entry else None,
+        job=held.owner.slurm_job if held and held.owner.slurm_job else (entry[1] or None) if entry else None,
         restarts=max(0, len(starts) - 1),
         changed=tuple(dict.fromkeys(what for start in starts for what in start.get("changed", ()))),
         error=status.get("error") or (why if state == "failed" else None),

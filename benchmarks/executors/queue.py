@@ -244,7 +244,7 @@ class Queue:
             if submission is None:
                 continue
             queue.submissions.append(submission)
-            for pack, job in zip(submission.packs, submission.jobs, strict=True):
+            for pack, job in zip(submission.packs, submission.jobs or [""] * len(submission.packs), strict=True):
                 for name in pack:
                     queue._of.setdefault(name, []).append((submission, job))
         return queue
@@ -256,13 +256,14 @@ class Queue:
         return self._jobs[0]
 
     def _find(self, submission: Submission) -> Submission | None:
-        """Return the submission with its job ids, or None if Slurm never took it, or nothing of it is left.
+        """Return the submission with its job ids, as it is while squeue is silent, or None if nothing of it is there.
 
         One id tells them all: elements of an array that ended a while ago are no longer in squeue's answer. What has
         ended did nothing: it had no work yet, or was refused (Slurm shows that as a failed job for a while).
         """
-        ours = (job.id for job in (self.jobs or {}).values() if job.name == submission.name and job.live)
-        id_ = next(ours, None)
+        if self.jobs is None:
+            return submission
+        id_ = next((job.id for job in self.jobs.values() if job.name == submission.name and job.live), None)
         if id_ is None:
             return None
         array = id_.partition("_")[0]
@@ -276,7 +277,7 @@ class Queue:
         return found
 
     def submission_of(self, path: Path) -> tuple[Submission, str] | None:
-        """Return the submission and job that count for a run: one that lives, else the last."""
+        """Return the submission and job that count for a run: one that lives, else the last ("": id not known)."""
         entries = self._of.get(os.path.relpath(path, self.preset_folder), [])
         if not entries:
             return None
@@ -308,10 +309,8 @@ class Queue:
             if shutil.which("squeue") is None:
                 return None  # the runs were copied to a machine without Slurm
             away = os.path.relpath(folder_of(self.preset_folder))
-            return (
-                "waiting",
-                f"Slurm job {id_}, and squeue does not answer (to go on without that cluster, move {away} away)",
-            )
+            which = f"Slurm job {id_}" if id_ else f"perhaps in Slurm as {submission.name}"
+            return "waiting", f"{which}, and squeue does not answer (to go on without that cluster, move {away} away)"
         if job is not None and job.live:
             if job.state == "PENDING":
                 return "waiting", f"Slurm job {id_} pending ({job.reason})"

@@ -170,8 +170,17 @@ def test_where_squeue_does_not_answer_a_submitted_run_is_not_submitted_again(tmp
     assert (cluster / "calls").read_text() == "x\n"  # asked once: an answer that does not come takes its time
 
 
-def test_runs_copied_to_a_machine_without_slurm_are_not_waiting(tmp_path, monkeypatch):
-    preset, _, (run,) = submitted(tmp_path)
+def test_where_squeue_does_not_answer_a_run_that_may_be_submitted_is_not_submitted_again(tmp_path, cluster):
+    preset, submission, (run,) = submitted(tmp_path, ids=[])  # its launcher was killed within sbatch
+    (cluster / "down").touch()
+    state, why = Queue.read(preset).job_of(run.path) or ("", "")
+
+    assert state == "waiting" and f"perhaps in Slurm as {submission.name}, and squeue does not answer" in why
+
+
+@pytest.mark.parametrize("ids", [["12_0"], []])
+def test_runs_copied_to_a_machine_without_slurm_are_not_waiting(tmp_path, monkeypatch, ids):
+    preset, _, (run,) = submitted(tmp_path, ids=ids)
     monkeypatch.setenv("PATH", str(tmp_path))
 
     assert Queue.read(preset).job_of(run.path) is None
