@@ -302,7 +302,7 @@ def cancel(paths: Sequence[Path]) -> int:
             entry = queue.submission_of(path)
             job = held.owner.slurm_job if held and alive else entry[1] if entry else None
             submission = next((s for s in queue.submissions if job in s.jobs), None)
-            if job is not None and submission is not None:
+            if job is not None and submission is not None and queue.knows(job) is not False:
                 pack = submission.packs[submission.jobs.index(job)]
                 jobs[job] = [name for name in pack if preset_folder / name not in wanted]
             elif held is not None and alive and not held.process_dead and held.here:

@@ -281,18 +281,27 @@ class Queue:
         entries = self._of.get(os.path.relpath(path, self.preset_folder), [])
         if not entries:
             return None
-        jobs = self.jobs or {}
-        return next((entry for entry in reversed(entries) if entry[1] in jobs and jobs[entry[1]].live), entries[-1])
+        return next(
+            (entry for entry in reversed(entries) if (job := self._job(*entry)) is not None and job.live), entries[-1]
+        )
+
+    def _job(self, submission: Submission, id_: str) -> Job | None:
+        """Return what squeue has under this id if it has the submission's name.
+
+        A cluster set up anew counts from 1 again, and another one may share the file system: ids alone mislead.
+        """
+        job = (self.jobs or {}).get(id_)
+        return job if job is not None and job.name == submission.name else None
 
     def knows(self, job: str) -> bool | None:
         """Return whether Slurm still has a job, without another call for jobs of ours."""
         jobs = self.jobs
         if jobs is None:
             return None  # it did not answer: asking for each job would take half a minute each
-        if job in jobs:
-            return jobs[job].live
-        ours = any(job in submission.jobs for submission in self.submissions)
-        return False if ours else _ask_once(job)
+        ours = [self._job(submission, job) for submission in self.submissions if job in submission.jobs]
+        if ours:
+            return any(found is not None and found.live for found in ours)
+        return jobs[job].live if job in jobs else _ask_once(job)
 
     def job_of(self, path: Path) -> tuple[State, str] | None:
         """Return what the queue says of a run that is not done and whose lease nobody alive holds; None: nothing.
@@ -303,9 +312,8 @@ class Queue:
         if entry is None:
             return None
         submission, id_ = entry
-        jobs = self.jobs
-        job = (jobs or {}).get(id_)
-        if jobs is None:
+        job = self._job(submission, id_)
+        if self.jobs is None:
             if shutil.which("squeue") is None:
                 return None  # the runs were copied to a machine without Slurm
             away = os.path.relpath(folder_of(self.preset_folder))

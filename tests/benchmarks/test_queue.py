@@ -26,6 +26,9 @@ def cluster(tmp_path, monkeypatch):
 
 
 def jobs(cluster, *rows):
+    """Let squeue print these jobs; one named `ours` has the name of the submission it is on record for."""
+    on_record = {job: s.name for s in queue.read_submissions(cluster.parent / "runs" / "smoke") for job in s.jobs}
+    rows = [[on_record[row[0]] if word == "ours" else word for word in row] for row in rows]
     (cluster / "jobs").write_text("".join("|".join(row) + "\n" for row in rows))
 
 
@@ -53,9 +56,9 @@ def test_a_waiting_and_a_running_job_speak_for_their_runs_in_one_call(tmp_path, 
     preset, _, runs = submitted(tmp_path, seeds=3)
     jobs(
         cluster,
-        ("12_0", "PENDING", "Resources", "", "n", "0:00"),
-        ("12_1", "RUNNING", "None", "n2", "n", "0:03"),
-        ("12_2", "COMPLETING", "None", "n2", "n", "0:03"),
+        ("12_0", "PENDING", "Resources", "", "ours", "0:00"),
+        ("12_1", "RUNNING", "None", "n2", "ours", "0:03"),
+        ("12_2", "COMPLETING", "None", "n2", "ours", "0:03"),
     )
     q = Queue.read(preset)
 
@@ -77,7 +80,7 @@ def test_without_submissions_squeue_is_not_asked(tmp_path, cluster):
 def test_a_job_that_ended_before_the_run_began_is_a_failure_with_its_last_words(tmp_path, cluster):
     preset, submission, (run,) = submitted(tmp_path)
     submission.log("12_0").write_text("noise\nset-up line failed: module load cudda\n")
-    jobs(cluster, ("12_0", "FAILED", "NonZeroExitCode", "n1", "n", "0:00"))
+    jobs(cluster, ("12_0", "FAILED", "NonZeroExitCode", "n1", "ours", "0:00"))
     expected = "before the run began: set-up line failed: module load cudda"
 
     assert Queue.read(preset).job_of(run.path) == ("failed", f"Slurm job 12_0 ended (FAILED) {expected}")
@@ -87,7 +90,7 @@ def test_a_job_that_ended_before_the_run_began_is_a_failure_with_its_last_words(
 
 def test_a_job_cancelled_while_it_waited_leaves_nothing_behind(tmp_path, cluster):
     preset, _, (run,) = submitted(tmp_path)
-    jobs(cluster, ("12_0", "CANCELLED", "None", "", "n", "0:00"))
+    jobs(cluster, ("12_0", "CANCELLED", "None", "", "ours", "0:00"))
     assert Queue.read(preset).job_of(run.path) is None
 
     jobs(cluster)
@@ -96,7 +99,7 @@ def test_a_job_cancelled_while_it_waited_leaves_nothing_behind(tmp_path, cluster
 
 def test_a_job_that_wrote_no_file_at_all_hints_at_the_file_system(tmp_path, cluster):
     preset, _, (run,) = submitted(tmp_path)
-    jobs(cluster, ("12_0", "FAILED", "None", "n1", "n", "0:00"))
+    jobs(cluster, ("12_0", "FAILED", "None", "n1", "ours", "0:00"))
     answer = Queue.read(preset).job_of(run.path)
 
     assert answer is not None and answer[0] == "failed" and "shared file system" in answer[1]
@@ -126,7 +129,7 @@ def test_a_run_that_began_on_a_node_whose_clock_is_behind_speaks_for_itself(tmp_
 
 def test_a_failed_run_speaks_for_itself_while_its_packmate_keeps_the_job(tmp_path, cluster, monkeypatch):
     preset, _, (bad, good) = submitted(tmp_path, seeds=2, packs=2, ids=["12"])
-    jobs(cluster, ("12", "RUNNING", "None", "n1", "n", "1:00"))
+    jobs(cluster, ("12", "RUNNING", "None", "n1", "ours", "1:00"))
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     for run in (bad, good):
         run.record_start()
@@ -138,13 +141,13 @@ def test_a_failed_run_speaks_for_itself_while_its_packmate_keeps_the_job(tmp_pat
     again = new_submission(preset, "retry", [[bad.path]])
     object.__setattr__(again, "jobs", ("13",))
     again.write()
-    jobs(cluster, ("12", "RUNNING", "None", "n1", "n", "1:00"), ("13", "RUNNING", "None", "n2", "n", "0:01"))
+    jobs(cluster, ("12", "RUNNING", "None", "n1", "ours", "1:00"), ("13", "RUNNING", "None", "n2", "ours", "0:01"))
     assert Queue.read(preset).job_of(bad.path) == ("running", "Slurm job 13 running on n2, starting")
 
 
 def test_a_run_that_failed_before_its_start_was_recorded_has_failed_while_its_packmate_keeps_the_job(tmp_path, cluster):
     preset, _, (bad, good) = submitted(tmp_path, seeds=2, packs=2, ids=["12"])
-    jobs(cluster, ("12", "RUNNING", "None", "n1", "n", "1:00"))
+    jobs(cluster, ("12", "RUNNING", "None", "n1", "ours", "1:00"))
     bad.write_status({"state": "failed", "error": "ImportError: libEGL"})  # as the pool does for a worker
 
     q = Queue.read(preset)
@@ -154,7 +157,7 @@ def test_a_run_that_failed_before_its_start_was_recorded_has_failed_while_its_pa
     again = new_submission(preset, "retry", [[bad.path]])
     object.__setattr__(again, "jobs", ("13",))
     again.write()
-    jobs(cluster, ("13", "RUNNING", "None", "n2", "n", "0:01"))
+    jobs(cluster, ("13", "RUNNING", "None", "n2", "ours", "0:01"))
     assert Queue.read(preset).job_of(bad.path) == ("running", "Slurm job 13 running on n2, starting")
 
 
@@ -245,22 +248,38 @@ def test_a_launcher_cut_off_before_sbatch_submitted_nothing(tmp_path, cluster):
 def test_of_two_submissions_the_one_that_lives_counts(tmp_path, cluster):
     preset, _, (run,) = submitted(tmp_path, ids=["7"])
     submitted(tmp_path, ids=["9"])
-    jobs(cluster, ("7", "RUNNING", "None", "n1", "n", "0:00"), ("9", "CANCELLED", "None", "", "n", "0:00"))
+    jobs(cluster, ("7", "RUNNING", "None", "n1", "ours", "0:00"), ("9", "CANCELLED", "None", "", "ours", "0:00"))
 
     assert Queue.read(preset).job_of(run.path) == ("running", "Slurm job 7 running on n1, starting")
 
 
 def test_all_runs_of_a_pack_have_its_job(tmp_path, cluster):
     preset, _, runs = submitted(tmp_path, seeds=4, packs=2)
-    jobs(cluster, ("12_0", "PENDING", "Priority", "", "n", "0:00"), ("12_1", "PENDING", "Priority", "", "n", "0:00"))
+    jobs(
+        cluster,
+        ("12_0", "PENDING", "Priority", "", "ours", "0:00"),
+        ("12_1", "PENDING", "Priority", "", "ours", "0:00"),
+    )
     q = Queue.read(preset)
 
     assert [(q.job_of(run.path) or ("", ""))[1].split()[2] for run in runs] == ["12_0", "12_0", "12_1", "12_1"]
 
 
+def test_a_job_of_another_name_under_the_same_id_is_not_ours(tmp_path, cluster):
+    """The cluster was set up anew, say, and counts from 1 again."""
+    preset, _, (run,) = submitted(tmp_path)
+    jobs(cluster, ("12_0", "RUNNING", "None", "n1", "somebody", "0:00"))
+    q = Queue.read(preset)
+
+    assert q.job_of(run.path) is None and q.knows("12_0") is False
+    again, _, _ = submitted(tmp_path, ids=["7"])
+    jobs(cluster, ("12_0", "RUNNING", "None", "n1", "somebody", "0:00"), ("7", "PENDING", "Priority", "", "ours", "0"))
+    assert Queue.read(again).job_of(run.path) == ("waiting", "Slurm job 7 pending (Priority)")
+
+
 def test_knowing_about_our_jobs_costs_no_further_call(tmp_path, cluster):
     preset, _, _ = submitted(tmp_path, seeds=2)
-    jobs(cluster, ("12_0", "RUNNING", "None", "n1", "n", "0:00"))
+    jobs(cluster, ("12_0", "RUNNING", "None", "n1", "ours", "0:00"))
     q = Queue.read(preset)
 
     assert (q.knows("12_0"), q.knows("12_1")) == (True, False)

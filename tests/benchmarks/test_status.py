@@ -254,11 +254,13 @@ def test_a_slurm_run_has_its_job_and_node(runs, capsys, squeue):
     submission = new_submission(runs / "smoke", "dmc6", [[working.path], [waiting.path]])
     replace(submission, jobs=("5_0", "5_1")).write()
     abandon(working, host="n7", boot="other", slurm_job="5_0")
-    (squeue / "jobs").write_text("5_0|RUNNING|None|n7|x|0:05\n5_1|PENDING|Priority||x|0:00\n")
+    (squeue / "jobs").write_text(
+        f"5_0|RUNNING|None|n7|{submission.name}|0:05\n5_1|PENDING|Priority||{submission.name}|0:00\n"
+    )
     _, found = rows(capsys, runs)
 
     assert [(row["state"], row["job"]) for row in found] == [("running", "5_0"), ("waiting", "5_1")]
-    (squeue / "jobs").write_text("5_1|PENDING|Priority||x|0:00\n")
+    (squeue / "jobs").write_text(f"5_1|PENDING|Priority||{submission.name}|0:00\n")
     assert [row["state"] for row in rows(capsys, runs)[1]] == ["died", "waiting"]
 
 
@@ -267,7 +269,9 @@ def test_cancel_ends_slurm_jobs_and_names_what_goes_with_them(runs, capsys, sque
     make(runs, 3, state="done")
     submission = new_submission(runs / "smoke", "dmc6", [[all_runs[0].path, all_runs[1].path], [all_runs[2].path]])
     replace(submission, jobs=("5_0", "5_1")).write()
-    (squeue / "jobs").write_text("5_0|PENDING|Priority||x|0:00\n5_1|RUNNING|None|n1|x|0:00\n")
+    (squeue / "jobs").write_text(
+        f"5_0|PENDING|Priority||{submission.name}|0:00\n5_1|RUNNING|None|n1|{submission.name}|0:00\n"
+    )
 
     assert status.main(["cancel", str(all_runs[0].path)]) == 0
     assert (squeue / "cancelled").read_text() == "5_0\n"
@@ -289,6 +293,23 @@ def test_a_folder_named_by_its_parent_has_the_jobs_of_its_runs(runs, capsys, squ
     assert "seed_1: waiting, Slurm job 5_1 pending" in capsys.readouterr().out
     assert status.main(["cancel", "../seed_1"]) == 0
     assert (squeue / "cancelled").read_text() == "5_1\n"
+
+
+def test_cancel_spares_a_job_that_only_has_the_id_of_ours(runs, capsys, squeue):
+    """Its run is at work outside Slurm by now, on this machine."""
+    run = make(runs, 0)
+    (run.path / "behave").write_text("slow")
+    submission = replace(new_submission(runs / "smoke", "dmc6", [[run.path]]), jobs=("5",))
+    submission.write()
+    (squeue / "jobs").write_text("5|RUNNING|None|n1|somebody|1:00\n")
+    worker = subprocess.Popen([sys.executable, str(FAKE), str(run.path)], env={**os.environ, "SLURM_JOB_ID": "5"})
+    deadline = time.monotonic() + 30
+    while (run.status() or {}).get("episode") != 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+    assert status.main(["cancel", str(runs)]) == 0
+    assert worker.wait(timeout=20) == 75 and not (squeue / "cancelled").exists()
 
 
 @pytest.mark.parametrize("allocation", [None, "77"])
