@@ -316,6 +316,8 @@ class Queue:
         if self.jobs is None:
             if shutil.which("squeue") is None:
                 return None  # the runs were copied to a machine without Slurm
+            if failed_in(path, id_) or _failed_since(path, submission.created):
+                return None  # it says so itself
             away = os.path.relpath(folder_of(self.preset_folder))
             which = f"Slurm job {id_}" if id_ else f"perhaps in Slurm as {submission.name}"
             return "waiting", f"{which}, and squeue does not answer (to go on without that cluster, move {away} away)"

@@ -181,6 +181,14 @@ def test_where_squeue_does_not_answer_a_run_that_may_be_submitted_is_not_submitt
     assert state == "waiting" and f"perhaps in Slurm as {submission.name}, and squeue does not answer" in why
 
 
+def test_a_run_that_has_failed_says_so_while_squeue_does_not_answer(tmp_path, cluster):
+    preset, _, (run,) = submitted(tmp_path)
+    run.write_status({"state": "failed", "error": "NonFiniteLoss: kl became nan"})
+    (cluster / "down").touch()
+
+    assert Queue.read(preset).job_of(run.path) is None
+
+
 @pytest.mark.parametrize("ids", [["12_0"], []])
 def test_runs_copied_to_a_machine_without_slurm_are_not_waiting(tmp_path, monkeypatch, ids):
     preset, _, (run,) = submitted(tmp_path, ids=ids)
