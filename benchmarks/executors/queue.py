@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.executors.pool import last_line
+from benchmarks.executors.pool import last_line, tail
 from benchmarks.plan import State
 from planet import lease
 from planet.run_dir import RunDir, read_json, write_atomic
@@ -327,7 +327,7 @@ class Queue:
             if failed_in(path, id_) or _failed_since(path, submission.created):
                 return None  # the job goes on with the others of its pack, not with this one
             return "running", f"Slurm job {id_} {job.state.lower()} on {job.node}, starting"
-        if _started_in(path, id_, submission.created):
+        if _started_in(path, id_, submission.created) or _failed_since(path, submission.created):
             return None
         if job is not None and job.state == "CANCELLED" and not submission.log(id_).exists():
             return None
@@ -339,8 +339,14 @@ class Queue:
                 f"Slurm job {id_} ended ({job.state}) without a word; is the folder on a shared file system?",
             )
         state = f" ({job.state})" if job is not None else ""
-        line = last_line(submission.log(id_)) or last_line(submission.output(id_)) or "it printed nothing"
+        line = _last_words(submission.log(id_)) or last_line(submission.output(id_)) or "it printed nothing"
         return "failed", f"Slurm job {id_} ended{state} before the run began: {line}"
+
+
+def _last_words(log: Path) -> str:
+    """Return the last line of a job's errors, if there is one from before srun's `task 0: Exited with exit code 1`."""
+    lines = [line.strip() for line in tail(log).splitlines() if line.strip() and not line.startswith("srun: ")]
+    return lines[-1] if lines else last_line(log)
 
 
 def _hand_over(submission: Submission) -> None:

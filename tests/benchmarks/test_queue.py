@@ -88,6 +88,30 @@ def test_a_job_that_ended_before_the_run_began_is_a_failure_with_its_last_words(
     assert Queue.read(preset).job_of(run.path) == ("failed", f"Slurm job 12_0 ended {expected}")
 
 
+@pytest.mark.parametrize(
+    ("before", "shown"),
+    [
+        ("python3: No module named submitit\n", "python3: No module named submitit"),
+        ("", "srun: error: n1: task 0: Exited with exit code 1"),
+    ],
+)
+def test_the_last_words_of_a_job_are_its_own_where_it_has_any(tmp_path, cluster, before, shown):
+    preset, submission, (run,) = submitted(tmp_path)
+    submission.log("12_0").write_text(f"{before}srun: error: n1: task 0: Exited with exit code 1\n")
+
+    assert Queue.read(preset).job_of(run.path) == (
+        "failed", f"Slurm job 12_0 ended before the run began: {shown}"
+    )  # fmt: skip
+
+
+def test_a_run_that_failed_before_its_start_was_recorded_speaks_for_itself(tmp_path, cluster):
+    preset, submission, (run,) = submitted(tmp_path)
+    submission.log("12_0").write_text("RunsFailed: 1 of 1 runs failed\n")
+    run.write_status({"state": "failed", "error": "ValueError: runtime.device=auto, and torch sees no GPU"})
+
+    assert Queue.read(preset).job_of(run.path) is None
+
+
 def test_a_job_cancelled_while_it_waited_leaves_nothing_behind(tmp_path, cluster):
     preset, _, (run,) = submitted(tmp_path)
     jobs(cluster, ("12_0", "CANCELLED", "None", "", "ours", "0:00"))
