@@ -303,6 +303,11 @@ def state_of(
     where = f"episode {status.get('episode', 0)} of {status.get('episodes_total', '?')}" if status else ""
     held = lease.look(path)
     if held is not None and held.why_alive(knows) is not None:
+        # A job put back into the queue (its node failed) keeps the lease and has no process. Where squeue is silent,
+        # "waiting" would only say that nobody knows.
+        job = job_of(path) if held.owner.slurm_job and knows(held.owner.slurm_job) else None
+        if job is not None and job[0] == "waiting":
+            return job
         return "running", f"{where or 'starting'}, {held.owner}"
     job = job_of(path)
     if job is not None:

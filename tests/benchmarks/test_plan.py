@@ -115,6 +115,22 @@ def test_every_suite_can_be_planned_at_every_size(tmp_path, name, preset):
     assert len({run.path for run in planned.runs}) == len(planned.runs) > 0
 
 
+@pytest.mark.parametrize(
+    ("known", "queue", "state"),
+    [(True, "waiting", "waiting"), (True, "running", "running"), (None, "waiting", "running")],
+)
+def test_a_run_whose_job_is_back_in_the_queue_waits_though_it_keeps_its_lease(tmp_path, known, queue, state):
+    run = create(expand(tmp_path, seeds=(0,)).runs[0])
+    run.write_status({"state": "running", "episode": 4, "episodes_total": 9})
+    run.lease.mkdir()
+    owner = replace(this_process(), host="n2", boot="other", slurm_job="12")
+    (run.lease / "1.json").write_text(json.dumps(asdict(owner)))
+    answer = (queue, "Slurm job 12 pending (BeginTime)")
+
+    told = plan.state_of(run.path, run.status(), job_of=lambda path: answer, knows=lambda job: known)
+    assert told == (answer if state == "waiting" else ("running", f"episode 4 of 9, {owner}"))
+
+
 def test_states_tell_what_a_directory_says(tmp_path):
     planned = expand(tmp_path, seeds=range(6))
     runs = [create(run) for run in planned.runs[:-1]]
