@@ -319,12 +319,18 @@ def cancel(paths: Sequence[Path]) -> int:
                 file=sys.stderr,
             )
             unreachable += 1
-    for job, others in jobs.items():
-        beside = f"; with it go {', '.join(others)}" if others else ""
-        print(f"scancel {job}{beside}")
     ids = list(jobs)
     for i in range(0, len(ids), 500):
-        subprocess.run(["scancel", *ids[i : i + 500]], check=True)
+        part = ids[i : i + 500]
+        answer = subprocess.run(["scancel", *part], capture_output=True, text=True, check=False)
+        if answer.returncode != 0:
+            said = answer.stderr.strip() or f"exit code {answer.returncode}"
+            print(f"status.py: scancel {' '.join(part)} failed: {said}; the same command tries again", file=sys.stderr)
+            unreachable += len(part)
+            continue
+        for job in part:
+            beside = f"; with it go {', '.join(jobs[job])}" if jobs[job] else ""
+            print(f"scancel {job}{beside}")
     if not ids and not unreachable:
         print("nothing else waits or runs")
     return 1 if unreachable else 0

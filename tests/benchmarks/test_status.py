@@ -295,6 +295,23 @@ def test_a_folder_named_by_its_parent_has_the_jobs_of_its_runs(runs, capsys, squ
     assert (squeue / "cancelled").read_text() == "5_1\n"
 
 
+def test_a_job_that_scancel_could_not_end_is_not_told_as_cancelled(runs, capsys, squeue):
+    run = make(runs, 0)
+    submission = replace(new_submission(runs / "smoke", "dmc6", [[run.path]]), jobs=("5",))
+    submission.write()
+    (squeue / "jobs").write_text(f"5|PENDING|Priority||{submission.name}|0:00\n")
+    (squeue / "scancel").write_text(
+        "#!/bin/sh\necho 'scancel: error: Unable to contact slurm controller' >&2; exit 1\n"
+    )
+
+    assert status.main(["cancel", str(runs)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        "status.py: scancel 5 failed: scancel: error: Unable to contact slurm controller; the same command tries again\n"
+    )
+
+
 def test_cancel_spares_a_job_that_only_has_the_id_of_ours(runs, capsys, squeue):
     """Its run is at work outside Slurm by now, on this machine."""
     run = make(runs, 0)
