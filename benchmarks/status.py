@@ -180,9 +180,10 @@ def read(path: Path, queue: Queue) -> Row:
     if state == "resume":
         state = "stopped" if status.get("state") == "stopped" else "died"
     held = lease.look(path) if state == "running" else None
+    if held is not None and held.why_alive(queue.knows) is None:
+        held = None  # the last owner's; what status.json says of pace is of then, too
     entry = queue.submission_of(path) if state in ("waiting", "running") else None
     last = starts[-1] if starts else {}
-    going = state == "running"
     return Row(
         run=name,
         path=str(path),
@@ -192,15 +193,15 @@ def read(path: Path, queue: Queue) -> Row:
         episodes_total=status.get("episodes_total"),
         last_return=status.get("last_return"),
         last_eval=status.get("last_eval"),
-        episodes_per_hour=status.get("episodes_per_hour") if going else None,
-        eta_seconds=status.get("eta_seconds") if going else None,
+        episodes_per_hour=status.get("episodes_per_hour") if held else None,
+        eta_seconds=status.get("eta_seconds") if held else None,
         wall_seconds=status.get("wall_seconds"),
         silent_seconds=round(held.silent_seconds, 1) if held else None,
         node=last.get("slurm", {}).get("nodename") or last.get("host"),
         job=held.owner.slurm_job if held and held.owner.slurm_job else (entry[1] or None) if entry else None,
         restarts=max(0, len(starts) - 1),
         changed=tuple(dict.fromkeys(what for start in starts for what in start.get("changed", ()))),
-        error=status.get("error") or (why if state == "failed" else None),
+        error=why if state == "failed" else None,
     )
 
 
@@ -325,7 +326,8 @@ def cancel(paths: Sequence[Path]) -> int:
         answer = subprocess.run(["scancel", *part], capture_output=True, text=True, check=False)
         if answer.returncode != 0:
             said = answer.stderr.strip() or f"exit code {answer.returncode}"
-            print(f"status.py: scancel {' '.join(part)} failed: {said}; the same command tries again", file=sys.stderr)
+            more = f" and {len(part) - 1} more" if len(part) > 1 else ""
+            print(f"status.py: scancel {part[0]}{more} failed: {said}; the same command tries again", file=sys.stderr)
             unreachable += len(part)
             continue
         for job in part:
