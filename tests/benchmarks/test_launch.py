@@ -216,6 +216,8 @@ def test_without_a_suite_it_is_the_six_tasks_and_five_seeds(tmp_path, recording,
         (["--tasks", "cheetah_run"], "custom"),
         (["--ablations", "stochastic"], "custom"),
         (["--suite", "dmc6", "--set", "planner.horizon=3"], "custom"),
+        (["--suite", "dmc6", "--set", "runtime.device=cpu"], "dmc6"),  # the same runs
+        (["--suite", "dmc6", "--set", "runtime.device=cpu", "planner.horizon=3"], "custom"),
     ],
 )
 def test_the_plan_file_has_the_suites_name_where_it_is_the_suite(tmp_path, recording, words, name):
