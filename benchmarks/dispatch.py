@@ -232,8 +232,14 @@ class Slurm:
     def start(self, items: Sequence[Item], preset_folder: Path, suite: str) -> int:
         from benchmarks.executors import slurm
 
-        for batch in self._batches(items):
-            submission = slurm.submit(batch, preset_folder, suite)
+        batches = self._batches(items)
+        for i, batch in enumerate(batches):
+            try:
+                submission = slurm.submit(batch, preset_folder, suite)
+            except slurm.SubmissionFailed as error:
+                left = counted(sum(len(pack) for rest in batches[i:] for pack in rest.packs), "run")
+                advice = f"{left} not submitted; the same command submits them once Slurm takes them"
+                raise slurm.SubmissionFailed(f"{error}\n{advice}") from error
             jobs = submission.jobs
             span = jobs[0] if len(jobs) == 1 else f"{jobs[0]} to {jobs[-1]}"
             runs = counted(sum(map(len, batch.packs)), "run")

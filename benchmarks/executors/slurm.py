@@ -5,14 +5,15 @@ Everything that leans on submitit's inside (the text of the sbatch script) is in
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,8 @@ def submit(batch: Batch, preset_folder: Path, suite: str) -> Submission:
     # Another Python, in a container perhaps, has its own copy of the code.
     ours = {} if batch.profile.python else {"PYTHONPATH": python_path()}
     try:
-        with _environment(), executor.batch():
+        # submitit also prints what sbatch said, which the error has.
+        with _environment(), contextlib.redirect_stderr(io.StringIO()), executor.batch():
             os.environ.update(ours)
             jobs = [executor.submit(work, *map(str, pack)) for pack in batch.packs]
     # RuntimeError: submitit's FailedJobError, FailedSubmissionError
@@ -204,7 +206,7 @@ def _withdraw(submission: Submission) -> None:
         shutil.rmtree(submission.folder, ignore_errors=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _environment() -> Iterator[None]:
     """Without what an outer job left in the environment (sweeps may be launched from inside an allocation)."""
     kept = {name: os.environ[name] for name in KEPT_IN_CLEAN_ENVIRONMENT if name in os.environ}

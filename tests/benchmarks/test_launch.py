@@ -357,6 +357,30 @@ def test_a_dry_run_for_slurm_prints_the_script_where_there_is_none(tmp_path, cap
     assert "the script was not checked by one" in out
 
 
+def test_a_full_queue_is_told_once_and_what_to_do(tmp_path, monkeypatch, capfd):
+    """The second of three arrays is refused: Slurm's limit of jobs (MaxJobCount)."""
+    sbatch = f"""
+if mkdir {tmp_path}/first 2> /dev/null; then echo Submitted batch job 7
+else echo 'sbatch: error: Slurm temporarily unable to accept job' >&2; exit 1; fi"""
+    for name, body in (
+        ("sbatch", sbatch),
+        ("scontrol", "echo is UP"),
+        *((n, "") for n in ("srun", "squeue", "scancel")),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    words = ["--tasks", "cheetah_run", "--seeds", "5", "--preset", "smoke", "--executor", "slurm"]
+
+    assert main(tmp_path, *words, "--cluster-set", "max_array=2") == 2
+    out, err = capfd.readouterr()
+    assert "submitted 2 runs in 2 jobs: 7_0 to 7_1" in out and out.count("submitted") == 1
+    assert err == (
+        "launch.py: sbatch refused: sbatch: error: Slurm temporarily unable to accept job\n"
+        "3 runs not submitted; the same command submits them once Slurm takes them\n"
+    )
+
+
 def test_slurm_asked_for_where_there_is_none_is_an_error(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
 

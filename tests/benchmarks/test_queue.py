@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import threading
+import time
 
 import pytest
 from submitit.helpers import DelayedSubmission
@@ -346,6 +348,23 @@ def test_one_launcher_at_a_time_submits(tmp_path):
 
     with queue.locked(tmp_path), (tmp_path / "slurm" / ".lock").open("w") as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_launcher_that_waits_for_another_says_so(tmp_path, capsys):
+    def submit():
+        with queue.locked(tmp_path):
+            pass
+
+    second, said = threading.Thread(target=submit), ""
+    with queue.locked(tmp_path):
+        second.start()
+        deadline = time.monotonic() + 30
+        while not said and time.monotonic() < deadline:
+            said = capsys.readouterr().err
+            time.sleep(0.01)
+        assert said == f"another launcher is submitting in {tmp_path}; waiting for it\n" and second.is_alive()
+    second.join(30)
+    assert not second.is_alive()
 
 
 def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, capsys):
