@@ -41,6 +41,8 @@ from planet.run_dir import RunDir
 STATES = ("running", "waiting", "failed", "died", "stopped", "new", "done")
 SILENT_SECONDS = 120.0
 WATCH_SECONDS = 5.0
+NOTE_WIDTH = 20
+"""What `--watch` keeps for the note of a run at least."""
 NO_RUNS = {"plans", "slurm"}
 COMMANDS = ("cancel", "retry", "logs")
 
@@ -244,6 +246,12 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join("  ".join(f"{text:{w}}" for text, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
+def shortened(name: str, width: int) -> str:
+    """Return the end of a run's name that has room in so many characters, at least `seed_10`."""
+    width = max(width, 8)
+    return name if len(name) <= width else "…" + name[1 - width :]
+
+
 def watch(folders: Sequence[Path], suite: str | None) -> None:
     """Show a live table until Ctrl-C or until nothing runs or waits any more; the liveliest runs on top."""
     from rich.console import Console, Group
@@ -261,8 +269,12 @@ def watch(folders: Sequence[Path], suite: str | None) -> None:
             view = Table(box=None, padding=(0, 2, 0, 0))
             for title in TITLES:
                 view.add_column(title, no_wrap=title != "note", overflow="ellipsis")
-            for row in shown:
-                view.add_row(*map(Text, cells(row, 200)), style=colours.get(row.state, ""))
+            texts = [cells(row, 200) for row in shown]
+            widths = [max(map(len, column)) for column in zip(TITLES, *texts, strict=True)]
+            # Where it is narrow only the names of runs are cut, and at their front: their ends tell the seeds apart.
+            room = console.width - sum(widths[1:-1]) - min(NOTE_WIDTH, widths[-1]) - 2 * len(TITLES)
+            for row, (name, *others) in zip(shown, texts, strict=True):
+                view.add_row(*map(Text, (shortened(name, room), *others)), style=colours.get(row.state, ""))
             more = f"... and {len(rows) - len(shown)} more" if len(rows) > len(shown) else ""
             live.update(Group(view, Text(more), Text(summary(rows)), *map(Text, dict.fromkeys(damaged))), refresh=True)
             if not any(row.state in ("running", "waiting") for row in rows):

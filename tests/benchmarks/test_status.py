@@ -494,6 +494,24 @@ def test_watching_ends_when_nothing_runs(runs, capsys):
     assert "1 run: 1 done" in capsys.readouterr().out
 
 
+def test_a_narrow_terminal_cuts_the_names_of_runs_only(runs, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    variant, error = "base+planner.candidates=500+schedule.train_episodes=200", "ValueError: loss became NaN at 7000"
+    for seed in range(2):
+        path = run_path(runs, "smoke", variant, "cartpole_swingup", seed)
+        config = resolve("cartpole_swingup", preset="smoke", seed=seed)
+        run = RunDir.create(path, config, preset="smoke", variant=variant)
+        run.write_status({"state": "failed", "error": error, "episode": 100, "episodes_total": 1005, "last_eval": 8.0})
+    status.main([str(runs), "--watch"])
+    out = capsys.readouterr().out
+
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert [line.split()[:4] for line in out.splitlines() if "seed_" in line] == [
+        [f"…p/seed_{seed}", "failed", "100/1005", "8"] for seed in range(2)
+    ]
+    assert out.count("ValueError: loss") == 2
+
+
 def test_a_run_that_is_done_is_read_once(runs, monkeypatch):
     run = make(runs, 0, state="done")
     reader = status.Reader()
