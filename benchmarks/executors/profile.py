@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -183,6 +184,9 @@ def _parse(source: str, key: str, value: Any, hint: Any) -> Any:
     if wanted is None:
         if typing.get_origin(hint) is tuple:
             lines = [value] if isinstance(value, str) else value
+            if isinstance(value, str) and value.startswith("["):  # a list, unless it is a line like [ -d DIR ]
+                with contextlib.suppress(ValueError):
+                    lines = parse_toml(f"list = {value}".encode(), source)["list"]
             if isinstance(lines, list) and all(isinstance(line, str) for line in lines):
                 return tuple(lines)
             raise ValueError(f"{source}: {key} must be a list of strings, got {value!r}")

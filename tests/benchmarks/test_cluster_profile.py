@@ -31,6 +31,24 @@ def test_a_file_and_then_the_command_line_change_it(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("given", "lines"),
+    [
+        ("module load cuda", ("module load cuda",)),
+        ('["module load cuda", "sleep 12"]', ("module load cuda", "sleep 12")),
+        ("[ -d /scratch ]", ("[ -d /scratch ]",)),
+        ('[[ -d "$DIR" ]]', ('[[ -d "$DIR" ]]',)),
+    ],
+)
+def test_set_up_lines_of_the_command_line_are_one_or_a_list(given, lines):
+    assert profile.load(None, {"setup": given}).setup == lines
+
+
+def test_a_list_of_the_command_line_that_is_not_of_strings_is_refused():
+    with pytest.raises(ValueError, match=r"--cluster-set: setup must be a list of strings, got '\[12\]'"):
+        profile.load(None, {"setup": "[12]"})
+
+
+@pytest.mark.parametrize(
     ("text", "changes", "expected"),
     [
         ('gres = "gpu:a100:1"', {"gpus": "0"}, Profile(gpus="0")),
