@@ -15,6 +15,8 @@ from typing import Any
 
 from planet.config import parse_toml
 
+OURS = ("job-name", "output", "error", "array", "signal", "open-mode")
+"""Options of sbatch by which runs are found again, saved and followed."""
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
@@ -78,6 +80,11 @@ class Profile:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if sum(map(bool, (self.mem_gb_per_run, self.mem_per_gpu, self.mem_per_cpu))) > 1:
             raise ValueError("only one of mem_gb_per_run, mem_per_gpu and mem_per_cpu can be given")
+        for name, value in self.extra.items():
+            if name.replace("_", "-") in OURS:
+                raise ValueError(f"extra cannot have {name}: the launcher relies on what it sets itself; leave it out")
+            if not isinstance(value, str | int | float) or value is False:
+                raise ValueError(f"extra: {name} must be a string, a number, or true for a bare flag, got {value!r}")
         if minutes(self.time) * 60 <= self.signal_seconds:
             raise ValueError(
                 f"signal_seconds must be less than the time limit ({self.time}), got {self.signal_seconds}: a job "
