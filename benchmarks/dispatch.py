@@ -227,6 +227,12 @@ class Slurm:
     def _batches(self, items: Sequence[Item]):
         from benchmarks.executors import slurm
 
+        preset_folder = items[0].run.path.parents[2]
+        if "%" in str(preset_folder):
+            raise ValueError(
+                f"--runs must be a path without % for Slurm, which reads it as a pattern (%j, the job's number), got "
+                f"{preset_folder.parent}; choose another"
+            )
         return slurm.batches(items, self.profile, max_array=queue.max_array_size() if self.there else None)
 
     def start(self, items: Sequence[Item], preset_folder: Path, suite: str) -> int:

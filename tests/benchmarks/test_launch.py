@@ -357,6 +357,16 @@ def test_a_dry_run_for_slurm_prints_the_script_where_there_is_none(tmp_path, cap
     assert "the script was not checked by one" in out
 
 
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+def test_a_folder_whose_name_slurm_would_expand_is_refused(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.setattr("benchmarks.executors.queue.answers", lambda: True)
+    runs = tmp_path / "x%j"
+
+    assert launch.main([*ONE, "--executor", "slurm", *words, "--runs", str(runs)]) == 2
+    assert "--runs must be a path without % for Slurm, which reads it as a pattern" in capsys.readouterr().err
+    assert not list(runs.rglob("*.json"))
+
+
 def test_a_full_queue_is_told_once_and_what_to_do(tmp_path, monkeypatch, capfd):
     """The second of three arrays is refused: Slurm's limit of jobs (MaxJobCount)."""
     sbatch = f"""
