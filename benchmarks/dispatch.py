@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -52,8 +53,8 @@ class Executor(Protocol):
     hardware: cost.Hardware
     """What one run gets to itself."""
 
-    def describe(self, items: Sequence[Item], *, dry_run: bool) -> None:
-        """Print where and how the runs would be started, and what they cost."""
+    def describe(self, items: Sequence[Item], *, dry_run: bool) -> bool:
+        """Print where and how the runs would be started, and what they cost; return whether a dry run finds a fault."""
         ...
 
     def check(self) -> None:
@@ -122,9 +123,10 @@ class Inline:
     def __init__(self) -> None:
         self.hardware = cost.GPU if machine.visible_gpus() else cost.core()
 
-    def describe(self, items: Sequence[Item], *, dry_run: bool) -> None:
+    def describe(self, items: Sequence[Item], *, dry_run: bool) -> bool:
         show_cost(items, self.hardware, 1)
         print("in this process, one after the other")
+        return False
 
     def check(self) -> None:
         pass
@@ -153,7 +155,7 @@ class Local:
             runs_per_gpu=self.options.runs_per_gpu or 1,
         )
 
-    def describe(self, items: Sequence[Item], *, dry_run: bool) -> None:
+    def describe(self, items: Sequence[Item], *, dry_run: bool) -> bool:
         slots, why = self._slots(items)
         show_cost(items, self.hardware, len(slots))
         share = int(slots[0].environment["OMP_NUM_THREADS"])
@@ -164,6 +166,7 @@ class Local:
         if not self.gpus and any(item.run.preset == "paper" for item in learning):
             quick = cost.text(cost.estimate(presets.resolve("cartpole_swingup", preset="quick"), self.hardware).hours)
             print(f"no GPU here, and paper size is made for one: --preset quick learns cartpole swingup in {quick}")
+        return False
 
     def check(self) -> None:
         self._refuse_beside(machine.sweeps())
@@ -202,7 +205,7 @@ class Slurm:
         self.hardware = cost.GPU if num_gpus(self.profile) else cost.CPU_CORE
         self.there = there
 
-    def describe(self, items: Sequence[Item], *, dry_run: bool) -> None:
+    def describe(self, items: Sequence[Item], *, dry_run: bool) -> bool:
         from benchmarks.executors import slurm
 
         show_cost(items, self.hardware, None)
@@ -214,12 +217,18 @@ class Slurm:
             limit = cost.text(minutes(batch.profile.time) / 60)
             print(f"on Slurm: {jobs}{each}; requeued after {limit} until its runs are done")
         if not dry_run:
-            return
-        preset_folder = items[0].run.path.parents[2]
+            return False
+        preset_folder, refused = items[0].run.path.parents[2], False
         for batch in batches:
             text = slurm.script(batch, preset_folder, "dry-run")
             print(f"\n{text}")
-            print(slurm.ask_cluster(text) if self.there else "no Slurm answers here: the script was not checked by one")
+            if not self.there:
+                print("no Slurm answers here: the script was not checked by one")
+                continue
+            accepted, said = slurm.ask_cluster(text)
+            print(f"sbatch --test-only: {'accepted' if accepted else 'REFUSED'}: {said}")
+            refused = refused or not accepted
+        return refused
 
     def check(self) -> None:
         pass
@@ -250,7 +259,7 @@ class Slurm:
             span = jobs[0] if len(jobs) == 1 else f"{jobs[0]} to {jobs[-1]}"
             runs = counted(sum(map(len, batch.packs)), "run")
             print(f"submitted {runs} in {counted(len(jobs), 'job')}: {span} ({submission.name})")
-        print(f"watch:  python benchmarks/status.py {shown(preset_folder)} --watch")
+        print(f"watch:  python benchmarks/status.py {shlex.quote(shown(preset_folder))} --watch")
         return 0
 
 

@@ -68,7 +68,9 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto: slurm on a machine of a cluster, else local",
     )
-    how.add_argument("--max-parallel", type=dispatch.positive, metavar="N", help="runs (Slurm: jobs) at a time")
+    how.add_argument(
+        "--max-parallel", type=dispatch.positive, metavar="N", help="runs (Slurm: jobs of an array) at a time"
+    )
     how.add_argument("--runs-per-gpu", type=dispatch.positive, metavar="K", help="runs that share a GPU (default 1)")
     how.add_argument("--cluster", type=Path, metavar="FILE", help="a cluster profile, see slurm/README.md")
     how.add_argument(
@@ -175,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def launch(arguments: argparse.Namespace) -> int:
-    """Plan, show, start; return the exit code (0 fine, 1 a run failed, 75 stopped by Ctrl-C)."""
+    """Plan, show, start; return the exit code (0 fine, 1 a run failed or a dry run is refused, 75 stopped by Ctrl-C)."""
     arguments.runs = Path(os.path.abspath(arguments.runs))
     sweep = make_plan(arguments)
     executor = dispatch.choose(make_options(arguments), dry_run=arguments.dry_run)
@@ -194,11 +196,10 @@ def launch(arguments: argparse.Namespace) -> int:
             print(f"{counted(left, 'failed run')} {are}; --retry-failed starts {them} again")
         if lost:
             print(f"{counted(len(lost), 'failed run')} without checkpoint cannot go on; --runs ELSEWHERE starts anew")
-        if todo:
-            executor.describe(todo, dry_run=arguments.dry_run)
+        refused = bool(todo) and executor.describe(todo, dry_run=arguments.dry_run)
         if arguments.dry_run:
             print("dry run: nothing was started")
-            return 0
+            return 1 if refused else 0
         if todo:
             executor.check()
         plan.write(sweep)

@@ -13,6 +13,7 @@ thousand runs never imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -93,6 +94,8 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
                 os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise type(error)(
             error.errno,
             f"cannot write ({error.strerror}); free space, mend the permissions, or choose --runs",

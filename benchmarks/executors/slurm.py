@@ -153,14 +153,13 @@ def script(batch: Batch, preset_folder: Path, suite: str) -> str:
     return _executor(batch, placeholder).script(len(batch.packs))
 
 
-def ask_cluster(text: str) -> str:
-    """Return what the cluster says of a script without submitting it (`sbatch --test-only`)."""
+def ask_cluster(text: str) -> tuple[bool, str]:
+    """Return whether the cluster accepts a script, and what it says, without submitting it (`sbatch --test-only`)."""
     with _environment():
         answer = subprocess.run(
             ["sbatch", "--test-only"], input=text, capture_output=True, text=True, timeout=60, check=False
         )
-    said = (answer.stderr or answer.stdout).strip()
-    return f"sbatch --test-only: {'accepted' if answer.returncode == 0 else 'REFUSED'}: {said}"
+    return answer.returncode == 0, (answer.stderr or answer.stdout).strip()
 
 
 def submit(batch: Batch, preset_folder: Path, suite: str) -> Submission:

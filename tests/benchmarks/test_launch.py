@@ -367,19 +367,25 @@ def test_a_folder_whose_name_slurm_would_expand_is_refused(tmp_path, monkeypatch
     assert not list(runs.rglob("*.json"))
 
 
-def test_a_full_queue_is_told_once_and_what_to_do(tmp_path, monkeypatch, capfd):
-    """The second of three arrays is refused: Slurm's limit of jobs (MaxJobCount)."""
-    sbatch = f"""
-if mkdir {tmp_path}/first 2> /dev/null; then echo Submitted batch job 7
-else echo 'sbatch: error: Slurm temporarily unable to accept job' >&2; exit 1; fi"""
-    for name, body in (
-        ("sbatch", sbatch),
-        ("scontrol", "echo is UP"),
-        *((n, "") for n in ("srun", "squeue", "scancel")),
-    ):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
-        (tmp_path / name).chmod(0o755)
+@pytest.fixture
+def fake_slurm(tmp_path, monkeypatch):
+    """Return what makes an sbatch of these shell lines, where all else answers."""
+
+    def make(sbatch):
+        bodies = {"sbatch": sbatch, "scontrol": "echo is UP", "srun": "", "squeue": "", "scancel": ""}
+        for name, body in bodies.items():
+            (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+            (tmp_path / name).chmod(0o755)
+
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return make
+
+
+def test_a_full_queue_is_told_once_and_what_to_do(tmp_path, fake_slurm, capfd):
+    """The second of three arrays is refused: Slurm's limit of jobs (MaxJobCount)."""
+    fake_slurm(f"""
+if mkdir {tmp_path}/first 2> /dev/null; then echo Submitted batch job 7
+else echo 'sbatch: error: Slurm temporarily unable to accept job' >&2; exit 1; fi""")
     words = ["--tasks", "cheetah_run", "--seeds", "5", "--preset", "smoke", "--executor", "slurm"]
 
     assert main(tmp_path, *words, "--cluster-set", "max_array=2") == 2
@@ -389,6 +395,22 @@ else echo 'sbatch: error: Slurm temporarily unable to accept job' >&2; exit 1; f
         "launch.py: sbatch refused: sbatch: error: Slurm temporarily unable to accept job\n"
         "3 runs not submitted; the same command submits them once Slurm takes them\n"
     )
+
+
+@pytest.mark.parametrize(("code", "said"), [(0, "accepted"), (1, "REFUSED")])
+def test_a_dry_run_that_the_cluster_refuses_is_no_success(tmp_path, fake_slurm, capsys, code, said):
+    fake_slurm(f"echo 'invalid partition' >&2; exit {code}")
+
+    assert main(tmp_path, *ONE, "--executor", "slurm", "--dry-run") == code
+    assert f"sbatch --test-only: {said}: invalid partition" in capsys.readouterr().out
+
+
+def test_the_hint_how_to_watch_can_be_pasted(tmp_path, fake_slurm, capsys, monkeypatch):
+    fake_slurm("echo Submitted batch job 7")
+    monkeypatch.chdir(tmp_path)
+
+    assert launch.main([*ONE, "--executor", "slurm", "--runs", "my runs"]) == 0
+    assert "watch:  python benchmarks/status.py 'my runs/smoke' --watch" in capsys.readouterr().out
 
 
 def test_slurm_asked_for_where_there_is_none_is_an_error(tmp_path, capsys, monkeypatch):

@@ -389,7 +389,7 @@ def test_launching_from_inside_an_allocation_works(runs, cluster):
 
 def test_a_dry_run_asks_the_cluster_and_submits_nothing(runs, cluster):
     good = launch(runs, *ONE, "--seeds", "3", "--dry-run")
-    bad = launch(runs, *ONE, "--seeds", "3", "--dry-run", "--cluster-set", "partition=nowhere")
+    bad = launch(runs, *ONE, "--seeds", "3", "--dry-run", "--cluster-set", "partition=nowhere", code=1)
 
     assert "#SBATCH --array=0-2%3" in good and "sbatch --test-only: accepted" in good
     assert "sbatch --test-only: REFUSED" in bad and "invalid partition" in bad

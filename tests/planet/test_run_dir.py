@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -320,6 +321,18 @@ def test_a_kill_during_replacement_leaves_a_whole_file(tmp_path):
 
         data = target.read_bytes()
         assert len(data) == 200_000 and len(set(data)) == 1
+
+
+def test_write_atomic_leaves_nothing_behind_where_the_disk_is_full(tmp_path, monkeypatch):
+    write_atomic(tmp_path / "status.json", b"old")
+
+    def full(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="free space"):
+        write_atomic(tmp_path / "status.json", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("status.json", b"old")]
 
 
 def test_write_atomic_names_the_file_it_cannot_write(tmp_path):
