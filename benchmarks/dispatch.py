@@ -216,6 +216,9 @@ class Slurm:
             jobs = counted(len(batch.packs), "job")
             limit = cost.text(minutes(batch.profile.time) / 60)
             print(f"on Slurm: {jobs}{each}; requeued after {limit} until its runs are done")
+        if self.profile.max_parallel and len(batches) > 1:
+            together = sum(min(batch.profile.max_parallel or len(batch.packs), len(batch.packs)) for batch in batches)
+            print(f"max_parallel counts in each of {len(batches)} arrays: {counted(together, 'job')} at a time in all")
         if not dry_run:
             return False
         preset_folder, refused = items[0].run.path.parents[2], False

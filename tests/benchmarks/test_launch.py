@@ -397,6 +397,15 @@ else echo 'sbatch: error: Slurm temporarily unable to accept job' >&2; exit 1; f
     )
 
 
+@pytest.mark.parametrize(("longest", "told"), [(2, True), (5, False)])
+def test_how_many_jobs_at_a_time_is_told_where_there_are_several_arrays(tmp_path, fake_slurm, capsys, longest, told):
+    fake_slurm("exit 0")
+    words = ["--tasks", "cheetah_run", "--seeds", "5", "--preset", "smoke", "--executor", "slurm", "--dry-run"]
+
+    assert main(tmp_path, *words, "--max-parallel", "2", "--cluster-set", f"max_array={longest}") == 0
+    assert ("max_parallel counts in each of 3 arrays: 5 jobs at a time in all" in capsys.readouterr().out) == told
+
+
 @pytest.mark.parametrize(("code", "said"), [(0, "accepted"), (1, "REFUSED")])
 def test_a_dry_run_that_the_cluster_refuses_is_no_success(tmp_path, fake_slurm, capsys, code, said):
     fake_slurm(f"echo 'invalid partition' >&2; exit {code}")
