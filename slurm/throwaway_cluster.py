@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
+UP = ("idle", "mixed", "allocated", "completing")
+"""States of a node that is there, with jobs or without."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 CONFIGURATION = """\
@@ -134,7 +136,7 @@ class Cluster:
             self._wait("slurmctld", lambda: "is UP" in self.run("scontrol", "ping", check=False))
         for index in range(1, self.nodes + 1):
             self.start_node(f"n{index}")
-        self._wait("a slurmd", lambda: self.states().count("idle") == self.nodes)
+        self._wait("a slurmd", lambda: sum(state in UP for state in self.states()) == self.nodes)
 
     def configure(self, *, user_signal: bool = True, grace_seconds: int = 20) -> None:
         """Write the configuration, and make a running cluster take it.

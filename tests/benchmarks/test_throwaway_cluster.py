@@ -55,6 +55,22 @@ def test_stopping_what_never_ran_is_no_error(module, folder):
     module.Cluster(folder).stop()
 
 
+@pytest.mark.parametrize(("states", "up"), [("idle mixed allocated", True), ("idle idle down", False)])
+def test_a_cluster_with_jobs_is_up(module, monkeypatch, folder, states, up):
+    asked = []
+    cluster = module.Cluster(folder)
+    monkeypatch.setattr(module, "missing_programs", list)
+    for name in ("_start_munged", "start_node"):
+        monkeypatch.setattr(module.Cluster, name, lambda *_: None)
+    monkeypatch.setattr(module.Cluster, "_pid", lambda *_: 1)
+    monkeypatch.setattr(module.Cluster, "configure", lambda *_: None)
+    monkeypatch.setattr(module.Cluster, "states", lambda *_: states.split())
+    monkeypatch.setattr(module.Cluster, "_wait", lambda _, what, ready: asked.append(ready()))
+    cluster.start()
+
+    assert asked == [up]
+
+
 NO_SLURM = """
 import importlib.util, pathlib, sys
 import pytest
