@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def launch(arguments: argparse.Namespace) -> int:
-    """Plan, show, start; return the exit code (0 fine, 1 a run failed or a dry run is refused, 75 stopped by Ctrl-C)."""
+    """Plan, show, start; return the exit code (0 fine, 1 a run failed or a dry run is refused, 75 Ctrl-C)."""
     arguments.runs = Path(os.path.abspath(arguments.runs))
     sweep = make_plan(arguments)
     executor = dispatch.choose(make_options(arguments), dry_run=arguments.dry_run)
