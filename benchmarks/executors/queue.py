@@ -13,14 +13,15 @@ import fcntl
 import functools
 import json
 import os
+import pwd
 import re
 import shutil
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -205,12 +206,18 @@ class Job:
         return self.state not in ENDED
 
 
-def squeue() -> dict[str, Job] | None:
-    """Return our jobs by id, those that ended a few minutes ago included; None where squeue does not answer."""
+def squeue(owners: Iterable[int] = ()) -> dict[str, Job] | None:
+    """Return our jobs by id, those that ended a few minutes ago included; None where squeue does not answer.
+
+    Args:
+        owners: user ids whose jobs are asked for as well.
+    """
+    others = {owner for owner in owners if _is_user(owner)} - {os.getuid()}  # squeue takes none that is not known here
+    whose = f"--user={','.join(map(str, sorted({os.getuid(), *others})))}" if others else "--me"
     format_ = "%i|%T|%r|%N|%j|%M"
     try:
         answer = subprocess.run(
-            ["squeue", "--me", "--noheader", "--array", "--states=all", f"--format={format_}"],
+            ["squeue", whose, "--noheader", "--array", "--states=all", f"--format={format_}"],
             capture_output=True,
             text=True,
             timeout=60,
@@ -224,12 +231,21 @@ def squeue() -> dict[str, Job] | None:
     return {row[0]: Job(*row) for row in rows if len(row) == 6}
 
 
+def _is_user(number: int) -> bool:
+    try:
+        return bool(pwd.getpwuid(number))
+    except KeyError:
+        return False
+
+
 @dataclass(slots=True)
 class Queue:
     """The submissions of one runs/<preset> and, when first needed, what squeue says."""
 
     preset_folder: Path
     submissions: list[Submission] = field(default_factory=list)
+    owners: set[int] = field(default_factory=set)
+    """Whose submissions they are: the folder may be shared by several users."""
     _of: dict[str, list[tuple[Submission, str]]] = field(default_factory=dict)
     _jobs: list[dict[str, Job] | None] = field(default_factory=list)
 
@@ -241,7 +257,11 @@ class Queue:
             damaged: is told of a record that cannot be read, which is then left out.
         """
         queue = cls(preset_folder)
-        for submission in read_submissions(preset_folder, damaged):
+        on_record = read_submissions(preset_folder, damaged)
+        for submission in on_record:
+            with suppress(FileNotFoundError):  # refused and taken back just now
+                queue.owners.add(submission.folder.stat().st_uid)
+        for submission in on_record:
             if not submission.jobs:
                 submission = queue._find(submission)
             if submission is None:
@@ -255,7 +275,7 @@ class Queue:
     @property
     def jobs(self) -> dict[str, Job] | None:
         if not self._jobs:
-            self._jobs.append(squeue())
+            self._jobs.append(squeue(self.owners))
         return self._jobs[0]
 
     def _find(self, submission: Submission) -> Submission | None:
@@ -275,8 +295,9 @@ class Queue:
             folder=submission.folder, suite=submission.suite, created=submission.created, packs=submission.packs,
             jobs=tuple(ids),
         )  # fmt: skip
-        _hand_over(found)
-        found.write()
+        if os.access(submission.folder, os.W_OK):  # who only looks on mends nothing
+            _hand_over(found)
+            found.write()
         return found
 
     def submission_of(self, path: Path) -> tuple[Submission, str] | None:

@@ -311,6 +311,32 @@ def test_a_job_of_another_name_under_the_same_id_is_not_ours(tmp_path, cluster):
     assert Queue.read(again).job_of(run.path) == ("waiting", "Slurm job 7 pending (Priority)")
 
 
+def test_the_jobs_of_whoever_submitted_are_asked_for(tmp_path, cluster, monkeypatch):
+    """A colleague's look at a shared folder of runs; one owner is unknown here, as in a copy from elsewhere."""
+    preset, submission, (run,) = submitted(tmp_path)
+    me, owner = 4_000_000, submission.folder.stat().st_uid
+    (cluster / "squeue").write_text(
+        f'#!/bin/sh\necho "$@" > {cluster}/asked\ncase "$1" in *{me}*) cat {cluster}/jobs;; esac\n'
+    )
+    jobs(cluster, ("12_0", "PENDING", "Priority", "", "ours", "0:00"))
+    monkeypatch.setattr(os, "getuid", lambda: me)
+    q = Queue.read(preset)
+    q.owners.add(4_000_001)
+
+    assert q.job_of(run.path) == ("waiting", "Slurm job 12_0 pending (Priority)")
+    assert (cluster / "asked").read_text().split()[0] == f"--user={owner},{me}"
+
+
+def test_who_may_only_look_finds_jobs_without_writing_it_down(tmp_path, cluster, monkeypatch):
+    preset, submission, (run,) = submitted(tmp_path, ids=[])
+    jobs(cluster, ("40", "PENDING", "Priority", "", submission.name, "0:00"))
+    before = (submission.folder / "submission.json").read_text()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != submission.folder)
+
+    assert Queue.read(preset).job_of(run.path) == ("waiting", "Slurm job 40 pending (Priority)")
+    assert (submission.folder / "submission.json").read_text() == before
+
+
 def test_knowing_about_our_jobs_costs_no_further_call(tmp_path, cluster):
     preset, _, _ = submitted(tmp_path, seeds=2)
     jobs(cluster, ("12_0", "RUNNING", "None", "n1", "ours", "0:00"))
