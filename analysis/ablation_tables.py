@@ -306,7 +306,7 @@ def claims_table(found: Sequence[Effect]) -> Table:
                 "fewest_pairs": over.fewest, "final": not when, "verdict": verdict,
             }
         )  # fmt: skip
-    for text in ("variant", "question", "the paper", "pairs"):
+    for text in ("variant", "question", "the paper", "effect", "of medians", "pairs"):
         long = text in ("question", "the paper")
         classes |= {(i, text): "wrap long" if long else "wrap" for i in range(len(rows))}
     return Table(
@@ -331,7 +331,7 @@ def effect_table(found: Sequence[Effect]) -> Table:
         for e in found
     ]
     classes = {
-        (i, "verdict"): f"verdict {e.verdict.split()[0] if e.verdict else 'none'}" for i, e in enumerate(found)
+        (i, "verdict"): f"wrap verdict {e.verdict.split()[0] if e.verdict else 'none'}" for i, e in enumerate(found)
     } | {(i, "pairs"): "partial" for i, e in enumerate(found) if len(e.differences) < e.expected}
     caption = "The same by task. Pairs: seeds with both runs at that evaluation, of those expected."
     return Table(
