@@ -56,10 +56,17 @@ class Pack:
             RunsFailed, Interrupted.
         """
         began = time.monotonic()
-        failed = [Path(path) for path in paths if failed_in(Path(path), slurm_job_id())]
-        runs = [Path(path) for path in paths if Path(path) not in failed]
-        before = [Ended(path, "failed", str((RunDir(path).status() or {}).get("error"))) for path in failed]
-        at = [_progress(path) for path in runs]
+        before: list[Ended] = []
+        at: dict[Path, tuple[int, ...]] = {}
+        for path in map(Path, paths):
+            try:
+                if failed_in(path, slurm_job_id()):
+                    before.append(Ended(path, "failed", str((RunDir(path).status() or {}).get("error"))))
+                else:
+                    at[path] = _progress(path)
+            except (OSError, ValueError) as error:  # a damaged run: the others begin
+                before.append(Ended(path, "failed", str(error)))
+        runs = list(at)
         with _Signals() as signals, mps(self.mps) as environment:
             with Pool(slots=job_slots(len(runs), environment), waiting=deque(runs)) as pool:
                 while True:
@@ -73,7 +80,7 @@ class Pack:
                         pool.stop()
                     pool.wait(0.2)
             if signals.requeue and any(result.outcome == "stopped" for result in pool.ended):
-                self._count_fruitless(runs, at, time.monotonic() - began)
+                self._count_fruitless(runs, [*at.values()], time.monotonic() - began)
                 signals.hand_on()  # to submitit: it calls checkpoint(), requeues the job and exits
         return _verdict([*before, *pool.ended])
 

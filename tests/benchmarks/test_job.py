@@ -47,6 +47,16 @@ def test_one_failure_fails_the_job_after_the_others_are_done(tmp_path):
     assert (good.status() or {})["state"] == "done"
 
 
+@pytest.mark.parametrize("file", ["run.json", "status.json"])
+def test_a_damaged_run_does_not_keep_the_others_from_beginning(tmp_path, file):
+    bad, good = make(tmp_path, "bad"), make(tmp_path, "good")
+    (bad.path / file).write_text("{")
+    with pytest.raises(RunsFailed, match=rf"1 of 2 runs failed:\n.*bad: .*{file}"):
+        Pack()(str(bad.path), str(good.path))
+
+    assert (good.status() or {})["state"] == "done"
+
+
 def test_an_error_of_the_job_itself_lets_every_run_save_first(tmp_path, monkeypatch):
     runs = [make(tmp_path, name, "slow") for name in "ab"]
 
