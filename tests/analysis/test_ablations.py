@@ -9,12 +9,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Plot
 from synthetic_runs import make_run, returns_of
 
 from analysis import aggregate, published
-from analysis.ablation_tables import ablation_section, claims_table, effect_frame, effects, judge
+from analysis.ablation_tables import (
+    Effect,
+    ablation_section,
+    claims_table,
+    effect_figure,
+    effect_frame,
+    effect_table,
+    effects,
+    judge,
+    over_tasks,
+    signed,
+    unlike,
+)
 from analysis.aggregate import Interval
-from analysis.runs import load
+from analysis.runs import Results, load
 
 
 def levels(level: float, step: float = 1.0):
@@ -262,3 +276,152 @@ def test_a_question_stands_beside_both_values_of_what_was_changed(tmp_path: Path
     [effect] = found
     assert effect.changed == ("planner.candidates 100 → 300", "planner.elite_fraction 0.0 → 0.1")
     assert "planner.candidates 100 → 300" in claims_table(found).markdown()
+
+
+@pytest.mark.parametrize(
+    ("interval", "paper", "verdict"),
+    [
+        # What is near 0 on one side and far on the other could hide an effect.
+        (Interval(50, -40, 150), -300.0, "not enough runs"),
+        (Interval(-50, -150, 40), 300.0, "not enough runs"),
+        (Interval(10, -90, 100), -300.0, "disagrees"),
+        (Interval(10, -90, 101), -300.0, "not enough runs"),
+        (Interval(40, 0, 150), 300.0, "not enough runs"),
+        (Interval(-40, -150, 0), -300.0, "not enough runs"),
+        # Under 50 is no difference, ours as the paper's.
+        (Interval(40, 30, 49), 20.0, "agrees"),
+        (Interval(60, 30, 90), 20.0, "disagrees"),
+        (Interval(200, 45, 300), 45.0, "agrees"),
+        (Interval(-200, -300, -45), -45.0, "agrees"),
+    ],
+)
+def test_verdicts_at_the_edges(interval: Interval, paper: float, verdict: str) -> None:
+    assert judge(interval, 5, paper) == verdict
+
+
+def test_runs_whose_pictures_were_drawn_otherwise_are_not_compared(tmp_path: Path) -> None:
+    run(tmp_path, "base", 0, 650.0)
+    run(tmp_path, "stochastic", 0, 300.0, resolved={"picture": "fast"})
+
+    found, apart = effects(load([tmp_path]))
+
+    assert found == []
+    assert [text.split(": ")[1] for _, text in apart] == ["pictures differ"]
+
+
+def test_what_either_run_is_meant_to_change_is_no_difference(tmp_path: Path) -> None:
+    """Partners have files and keys of their own; presets shorten the distance to their chunk."""
+    for at, (variant, changes) in enumerate(
+        [
+            ("base", {}),
+            ("base+planner.candidates=500", {"planner.candidates": 500}),
+            ("stochastic", {"objective.overshooting_distance": 7}),
+            ("drnn_overshooting", {}),
+        ]
+    ):
+        run(tmp_path, variant, at, 650.0, changes=changes)
+    base, searching, stochastic, drnn = sorted(load([tmp_path]).runs, key=lambda run: run.seed)
+
+    assert unlike(base, searching) == unlike(searching, base) == []
+    assert unlike(stochastic, base) == unlike(base, stochastic) == []
+    assert unlike(drnn, base) == unlike(base, drnn) == []
+
+
+def test_planners_in_the_true_simulator_have_no_effect_on_learning(tmp_path: Path) -> None:
+    run(tmp_path, "base", 0, 650.0)
+    run(tmp_path, "true_simulator", 0, 650.0, resolved={"precision": "bfloat16"})
+
+    assert effects(load([tmp_path])) == ([], [])
+
+
+def test_runs_of_several_tasks_made_otherwise_are_not_compared(tmp_path: Path) -> None:
+    run(tmp_path, "base", 0, 600.0)
+    run(tmp_path, "multitask", 0, 400.0, task="dmc6", resolved={"precision": "bfloat16"})
+
+    found, apart = effects(load([tmp_path]))
+
+    assert found == []
+    assert apart == [("multitask/dmc6/seed_0", "not compared with base/cheetah_run/seed_0: precision differ")]
+
+
+def test_no_paper_number_stands_beside_episodes_of_another_length(tmp_path: Path) -> None:
+    for variant in ("base", "stochastic"):
+        run(tmp_path, variant, 0, 300.0, changes={"env.episode_env_steps": 500})
+
+    (effect,), _ = effects(load([tmp_path]))
+
+    assert effect.paper is None and effect.verdict == ""
+
+
+def test_half_of_the_pairs_and_not_fewer_say_how_far_an_effect_is(tmp_path: Path) -> None:
+    for seed, until in enumerate((100, 100, 200)):
+        run(tmp_path, "base", seed, 650.0)
+        run(tmp_path, "stochastic", seed, 300.0, until=until, state="running")
+
+    (effect,), _ = effects(load([tmp_path]))
+
+    assert (effect.episode, effect.seeds) == (84, (0, 1, 2))  # one of three stands at 189
+
+
+def test_over_tasks_the_verdict_is_by_the_medians_of_the_task_with_fewest_pairs() -> None:
+    one, other = (np.full(2, 300.0), np.zeros(2)), (np.full(2, -100.0), np.zeros(2))
+
+    def effect(task: str, pairs: int, paper: float | None, *, shared: bool = False) -> Effect:
+        seeds = tuple(range(pairs))
+        drawn = [(one, other)[(seed + (task == "walker_walk")) % 2] for seed in seeds]
+        means = Interval(-80.0, -90.0, -70.0)
+        return Effect("elu", "elu", "base", task, 1005, True, (-80.0,) * pairs, seeds, pairs, means, tuple(drawn),
+                      Interval(0.0, 0.0, 0.0), paper, (), shared)  # fmt: skip
+
+    few = over_tasks([effect("cheetah_run", 4, -80.0), effect("walker_walk", 2, -80.0)])
+    alike = over_tasks([effect("cheetah_run", 4, -80.0, shared=True), effect("walker_walk", 4, -80.0, shared=True)])
+
+    assert (few.fewest, few.verdict) == (2, "not enough runs")
+    assert (alike.interval.value, alike.paper) == (-80.0, -80.0)
+    # By the means they would agree; of each resample's medians, what one task gains the other loses.
+    assert alike.medians == Interval(100.0, 100.0, 100.0) and alike.verdict == "disagrees"
+
+
+def test_tables_say_so_far_for_one_task_and_mark_rows_that_lack_pairs(tmp_path: Path) -> None:
+    for seed in range(2):
+        for task in ("cheetah_run", "walker_walk"):
+            run(tmp_path, "base", seed, 650.0, task=task)
+            until = 200 if task == "walker_walk" else None
+            run(tmp_path, "stochastic", seed, 300.0 + 40 * seed, task=task, until=until, state="running")
+    found, _ = effects(load([tmp_path]))
+    found = [replace(found[0], expected=3, medians=Interval(-335.0, -352.0, -301.0)), found[1]]
+
+    rows = effect_table(found)
+
+    assert "so far" in claims_table(found).shown["effect"].item()
+    assert {place for place, name in rows.classes.items() if name == "partial"} == {(0, "pairs")}
+    frame = effect_frame(found)
+    np.testing.assert_allclose(frame[["low", "high"]], [[e.interval.low, e.interval.high] for e in found])
+    np.testing.assert_allclose(
+        frame[["of_medians_low", "of_medians_high"]], [[e.medians.low, e.medians.high] for e in found]
+    )
+
+
+def test_an_effect_that_rounds_to_nothing_has_no_minus() -> None:
+    assert [signed(value) for value in (-0.4, 0.4, -0.6, 12.0)] == ["+0", "+0", "−1", "+12"]
+
+
+def test_the_figure_draws_means_medians_and_the_papers_numbers_in_the_row_of_their_label() -> None:
+    def effect(series: str, mean: float, median: float, paper: float | None) -> Effect:
+        means, medians = Interval(mean, mean - 5, mean + 5), Interval(median, median - 9, median + 9)
+        return Effect(series, series, "base", "cheetah_run", 1005, True, (mean, mean), (0, 1), 2, means, (), medians,
+                      paper, (), False)  # fmt: skip
+
+    found = [effect("elu", 20.0, 30.0, -700.0), effect("stochastic", -40.0, -60.0, None)]
+    figure = effect_figure(found, Results([]))
+    axes = Axes(Plot(), (0, 0, 1, 1))
+    figure.panels[0].draw(axes)
+
+    drawn = {
+        (line.get_marker(), *map(float, np.concatenate([np.ravel(line.get_xdata()), np.ravel(line.get_ydata())])))
+        for line in axes.lines
+        if line.get_marker() in ("|", "D")
+    }
+    assert drawn == {("|", 30.0, 1.0), ("|", -60.0, 0.0), ("D", -700.0, 1.0)}
+    assert [label.get_text().split("\n")[0] for label in axes.get_yticklabels()] == ["Stochastic (SSM)", "ELU"]
+    assert axes.get_xlim()[0] < -700 and axes.get_xlim()[1] > 700

@@ -343,3 +343,57 @@ def test_medians_of_runs_with_several_tasks_are_drawn_together() -> None:
     assert (together.value, together.low, together.high) == (50, 50, 50)  # what one task gains the other loses
     assert (apart.low, apart.high) == (0, 100)
     assert not aggregate.difference_of_medians([up[:1]], np.random.default_rng(0)).known
+
+
+def test_one_task_with_one_seed_leaves_no_interval_and_no_band() -> None:
+    """Its resamples are all alike: an interval would show the other task's spread alone."""
+    strata = [np.array([0.5]), np.array([0.2, 0.8])]
+
+    interval = aggregate.bootstrap(strata, aggregate.mean, np.random.default_rng(0))
+    value, low, high = aggregate.performance_profile(strata, np.array([0.4]), np.random.default_rng(0))
+
+    assert interval.value == pytest.approx(0.5) and not interval.known
+    assert value.tolist() == [0.75] and np.isnan(low).all() and np.isnan(high).all()
+
+
+def test_a_profile_counts_runs_above_a_threshold_and_none_on_it() -> None:
+    value, _, _ = aggregate.performance_profile(
+        [np.array([0.25, 0.5, 0.75, 0.75])], np.array([0.25, 0.5, 0.75]), np.random.default_rng(0)
+    )
+
+    assert value.tolist() == [0.75, 0.5, 0.0]
+
+
+def test_a_profiles_band_is_that_of_all_resamples() -> None:
+    """One run of five above: in a resample there are as many as a binomial number of five with a chance of a fifth."""
+    shares = stats.binom.ppf([0.025, 0.975], 5, 0.2) / 5
+
+    _, low, high = aggregate.performance_profile([np.arange(5.0)], np.array([3.5]), np.random.default_rng(0))
+
+    assert shares.tolist() == [0.0, 0.6]
+    np.testing.assert_allclose([low[0], high[0]], shares)
+
+
+def test_of_different_numbers_of_runs_the_smaller_says_how_sure_an_improvement_is() -> None:
+    few, many = np.array([8.0, 9.0]), np.arange(5.0)
+
+    above = aggregate.improvement([few], [many], np.random.default_rng(0))
+    below = aggregate.improvement([many], [few], np.random.default_rng(0))
+
+    assert (above.low, above.high) == (pytest.approx(0.025 ** (1 / 2)), 1.0)  # two pairs that have no run in common
+    assert (below.low, below.high) == (0.0, pytest.approx(1 - 0.025 ** (1 / 2)))
+
+
+def test_of_tasks_of_one_run_the_one_with_fewest_partners_says_how_sure_an_improvement_is() -> None:
+    x, y = [np.array([7.0, 8.0, 9.0]), np.arange(7.0, 13.0)], [np.arange(5.0)] * 2
+
+    found = aggregate.improvement(x, y, np.random.default_rng(0), runs=(["a", "b"], ["same", "same"]))
+
+    assert (found.low, found.high) == (pytest.approx(0.025 ** (1 / 3)), 1.0)
+
+
+def test_a_level_is_reached_where_a_curve_touches_it_and_a_point_is_as_high_as_it_is() -> None:
+    x, y = np.array([0.0, 10.0, 40.0, 50.0]), np.array([0.0, 4.0, 2.0, 4.0])
+
+    assert aggregate.first_reaching(x, y, 4.0) == 10.0
+    assert aggregate.area_under_curve(np.array([31.0]), np.array([7.0])) == 7.0

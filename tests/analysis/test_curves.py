@@ -13,7 +13,7 @@ from synthetic_runs import Returns, make_run, returns_of, write_plan
 
 from analysis import published, style
 from analysis.content import Table, Tabs
-from analysis.curves import TOLD_APART, against_paper, beside_random, final_scores, learning_curves
+from analysis.curves import TOLD_APART, against_paper, beside_random, final_scores, learning_curves, verdict_counts
 from analysis.figures import Figure, learning_curve_figure, x_limit
 from analysis.report import main, make_report
 from analysis.runs import Results, load
@@ -317,3 +317,81 @@ def test_a_report_of_a_plan_without_runs_lists_what_is_missing(tmp_path: Path) -
     index, _ = make_report([tmp_path / "smoke"], tmp_path / "report")
 
     assert "<strong>0 of 1</strong> runs are done" in index.read_text()
+
+
+def test_a_point_is_the_median_of_its_seeds_in_time_and_rows_go_by_series_then_task() -> None:
+    points = [("ours", "walker_walk"), ("ours", "cheetah_run"), ("other", "cheetah_run")]
+    evals = pd.DataFrame(
+        [
+            (series, "base", task, 84, seed, 100.0, 1000 * passed, 10 * passed, float(passed))
+            for series, task in points for seed, passed in enumerate((1, 2, 9))
+        ],
+        columns=["series", "variant", "task", "episode", "seed", "return", "env_steps", "updates", "hours"],
+    )  # fmt: skip
+
+    curves = learning_curves(evals)
+
+    assert curves[["env_steps", "updates", "hours"]].to_numpy().tolist() == [[2000, 20, 2]] * 3
+    assert list(zip(curves["series"], curves["task"], strict=True)) == [points[1], points[0], points[2]]
+
+
+def test_a_median_on_the_edge_of_the_band_is_inside_and_the_last_points_verdict_counts() -> None:
+    paper = published.curves("fig4")
+    paper = paper[(paper["label"] == "PlaNet (RSSM)") & (paper["task"] == "walker_walk")].set_index("bin")
+    edges = [paper.loc[0, "p5"], paper.loc[1, "p95"], paper.loc[2, "p5"] - 0.01, paper.loc[3, "p95"] + 0.01]
+    curves = pd.DataFrame(
+        {
+            "series": "base", "variant": "base", "task": "walker_walk", "episode": [31, 84, 137, 189],
+            "median": np.array(edges, float), "seeds": 5, "episodes": 50,
+        }
+    )  # fmt: skip
+
+    told = against_paper(curves, published.FIGURES["fig4"])
+    [row] = verdict_counts(told).to_dict("records")
+
+    assert told["verdict"].tolist() == ["inside", "inside", "below", "above"]
+    assert (row["inside"], row["below"], row["above"]) == (2, 1, 1)
+    assert (row["last_episode"], row["verdict"], row["median"]) == (189, "above", edges[-1])
+
+
+def test_shorter_episodes_get_no_verdict_no_headline_and_are_no_random_episodes(tmp_path: Path) -> None:
+    run = make_run(tmp_path, until=40, state="stopped", changes={"env.episode_env_steps": 500})
+    assert '"seed"' in run.episodes_jsonl.read_text()
+    results = load([tmp_path])
+
+    section = curve_section(results, published.FIGURES["fig4"])
+
+    assert section is not None
+    tabs = section.blocks[0]
+    assert isinstance(tabs, Tabs)
+    for _, figure in tabs.tabs:
+        assert isinstance(figure, Figure) and set(figure.data["verdict"]) == {""}
+    assert not any("paper" in text for _, text in glance(results))
+    assert random_episodes(results).empty
+
+
+def test_what_is_likely_by_acting_at_random_does_not_count_as_inside(tmp_path: Path) -> None:
+    """400 to 409 beside 402 to 406: p is 0.4."""
+    run = make_run(tmp_path, task="cup_catch", until=125, state="stopped", train_rows=False,
+                   returns=lambda episode, seed: [400.0 + k for k in range(10)])  # fmt: skip
+    row = json.loads(run.episodes_jsonl.read_text().splitlines()[0])
+    seeds = [row | {"kind": "seed", "episode": k + 1, "env_seed": k, "return": 402.0 + k} for k in range(5)]
+    run.episodes_jsonl.write_text("".join(f"{json.dumps(r)}\n" for r in seeds) + run.episodes_jsonl.read_text())
+
+    facts = {text: found for found, text in glance(load([tmp_path]))}
+
+    (text,) = [text for text in facts if "lies inside the paper's band" in text]
+    assert facts[text] == "0 of 1" and "1 more inside, but not told from random actions" in text
+
+
+def test_table_1_marks_cells_that_lack_seeds_and_no_others(tmp_path: Path) -> None:
+    for task in ("cheetah_run", "walker_walk"):
+        for seed in range(2):
+            lacks = (task, seed) == ("walker_walk", 1)
+            make_run(tmp_path, task=task, seed=seed, until=100 if lacks else None, state="stopped" if lacks else "done",
+                     train_rows=False)  # fmt: skip
+
+    table = table1_section(load([tmp_path])).blocks[0]
+    assert isinstance(table, Table)
+
+    assert [column for (_, column), name in table.classes.items() if name == "partial"] == ["Walker walk"]

@@ -445,3 +445,21 @@ def test_no_panel_of_profiles_has_two_lines_of_one_look() -> None:
     assert {name for group in groups for name in group} == set(many)
     for group in groups:
         assert len({style.colour(variant) for variant in group.values()}) == len(group)
+
+
+def test_scores_are_shares_of_what_an_episode_can_earn(tmp_path: Path) -> None:
+    """Of 80 environment steps, at most 80."""
+    make_run(tmp_path, preset="smoke", train_rows=False, metrics_every=500, returns=lambda episode, seed: [20.0, 40.0])
+
+    strata = overall.finished(load([tmp_path]).frame("eval"))
+
+    assert strata["base"]["cheetah_run"].scores.tolist() == [30 / 80]
+
+
+def test_planners_in_the_true_simulator_are_not_among_the_agents_that_learn(tmp_path: Path) -> None:
+    make_run(tmp_path, train_rows=False, metrics_every=500)
+    make_run(tmp_path, variant="true_simulator", returns=lambda episode, seed: [656.0])
+    results = load([tmp_path])
+
+    assert set(table(results, "aggregates").data["series"]) == {"base"}
+    assert set(table(results, "learning-speed").data["series"]) == {"base"}

@@ -193,3 +193,26 @@ def test_the_report_of_results_is_made(tmp_path: Path) -> None:
     for run in (ROOT / "results").rglob("run.json"):
         record = json.loads(run.read_text())
         assert f"{record['variant']}/{record['task']}/seed_{record['seed']}" in text
+
+
+def test_fewer_random_episodes_than_a_run_was_evaluated_on_are_not_held_against_it(root: Path) -> None:
+    table = root / RANDOM
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))
+
+    assert "| Cheetah run | PlaNet, seed 0 | 65 | 70 [65, 74] |" not in read(root).text
+
+
+def test_the_papers_numbers_do_not_stand_beside_shorter_episodes(root: Path) -> None:
+    make_run(root / "results", preset="quick", task="walker_walk", returns=returns, metrics_every=10,
+             changes={"env.episode_env_steps": 500})  # fmt: skip
+
+    (row,) = [line for line in read(root).text.splitlines() if line.startswith("| Walker walk | PlaNet")]
+    assert " | – | " in row and "(321–373)" not in row
+
+
+def test_seeds_are_missing_while_any_task_lacks_some(root: Path) -> None:
+    for seed in (3, 4):
+        make_run(root / "results", preset="quick", task="cartpole_swingup", seed=seed, returns=returns,
+                 metrics_every=10)  # fmt: skip
+
+    assert "seeds (the paper has 5; here 1 on cheetah run, 5 on cartpole swingup)" in read(root).text

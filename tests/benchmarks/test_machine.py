@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -235,3 +236,44 @@ def test_launchers_at_work_see_each_other_and_a_killed_one_is_none(tmp_path, mon
     other.wait()
     other.stdout.close()
     assert machine.sweeps() == [] and not list(tmp_path.glob("*/*.json"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "count"),
+    [
+        # 100,000 updates, each of a chunk of 50
+        ("update_step_seconds", 100_000 * 50),
+        # decisions of 1,000 episodes one by one, of 20 evaluations ten at a time: 10 iterations of 12 steps
+        ("plan_step_seconds", (1000 + 20) * 250 * 10 * 12),
+        # 5 seed episodes, 1,000 collected ones and 20 evaluations of 10
+        ("picture_seconds", (5 + 1000 + 200) * 250),
+    ],
+)
+def test_each_fixed_time_is_counted_as_often_as_it_is_spent(seconds, count):
+    times = {"update_step_seconds": 0.0, "plan_step_seconds": 0.0, "picture_seconds": 0.0, seconds: 0.001}
+    rates = dict.fromkeys(("update_rate", "short_update_rate", "plan_rate"), math.inf)
+    hardware = cost.Hardware(name="of fixed times", unit="core", **times, **rates)
+
+    spent = 3600 * cost.estimate(resolve("cheetah_run"), hardware).hours - cost.START_SECONDS
+
+    assert spent == pytest.approx(0.001 * count)
+
+
+def test_a_planner_in_the_true_simulator_costs_what_it_steps_in_all_evaluation_episodes():
+    estimate = cost.estimate(resolve("walker_walk", changes={"planner.dynamics": "simulator"}), cost.CPU_CORE)
+
+    assert (estimate.updates, estimate.decisions) == (0, 10 * 500)
+    # 10 iterations of 1,000 candidates of 12 decisions for each of ours, each of two control steps
+    assert estimate.hours == pytest.approx(5000 * 10 * 1000 * 12 * 2 * 87e-6 / 3600)
+
+
+def test_samples_and_another_action_repeat_are_in_the_estimate():
+    paper, sampled = resolve("cheetah_run"), resolve("cheetah_run", changes={"planner.samples": 3})
+    rare = resolve("cheetah_run", changes={"env.action_repeat": 8})
+
+    assert cost.decision_multiplications(sampled, 6) == 3 * cost.decision_multiplications(paper, 6)
+    assert cost.estimate(rare, cost.GPU).decisions == (1000 + 20 * 10) * 125
+
+
+def test_an_hour_is_told_in_hours():
+    assert cost.text(1.0) == "1 h" and cost.text(1 / 60) == "1 min"

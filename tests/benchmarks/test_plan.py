@@ -290,3 +290,24 @@ def test_planning_imports_neither_torch_nor_a_simulator(tmp_path):
     assert done.stdout.splitlines()[-1] == "loaded: []"
     assert "120 new" in done.stdout
     assert time.monotonic() - began < 10
+
+
+def test_what_is_set_on_the_command_line_goes_before_the_suites_own_value(tmp_path):
+    cells = [Cell(task="cheetah_run", variant="base", changes={"planner.horizon": 3, "planner.iterations": 1})]
+    (run,) = expand(tmp_path, cells, seeds=(0,), changes={"planner.horizon": 2}).runs
+
+    assert (run.config.planner.horizon, run.config.planner.iterations) == (2, 1)
+    assert run.variant == "base+planner.horizon=2+planner.iterations=1"
+
+
+def test_so_many_changed_keys_that_no_folder_can_be_named_after_them_are_refused(tmp_path):
+    keys = (
+        "objective.free_nats", "objective.kl_scale", "objective.reward_scale", "optimizer.clip_norm", "optimizer.eps",
+        "optimizer.learning_rate", "schedule.action_noise", "schedule.eval_episodes", "model.reward_units",
+    )  # fmt: skip
+    changes = dict.fromkeys(keys, 1)
+    (run,) = expand(tmp_path, seeds=(0,), changes=dict.fromkeys(keys[:7], 1)).runs
+
+    assert len(run.variant) <= 200
+    with pytest.raises(PlanError, match="too many changed keys for a folder's name; put them in an ablation file"):
+        expand(tmp_path, changes=changes)

@@ -34,3 +34,17 @@ def test_torch_generators_repeat():
     c = torch.randn(5, generator=streams.torch_generator(3, "train", 10))
 
     assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_a_run_draws_what_runs_made_before_have_drawn():
+    """The key of each stream, and the way from a key to a seed, are for good: with others old runs cannot be resumed
+    or repeated."""
+    keys = {"init": 0, "train": 1, "replay": 2, "explore": 3, "env": 4, "eval": 5, "eval_env": 6, "predict": 7}
+    assert keys.keys() == streams.STREAMS.keys()
+    for stream, key in keys.items():
+        low, high = map(int, np.random.SeedSequence(11, spawn_key=(key, 2, 9)).generate_state(2))  # 32 bits each
+
+        assert streams.integer(11, stream, 2, 9) == low >> 1
+        assert streams.torch_generator(11, stream, 2, 9).initial_seed() == (high << 32 | low) >> 1
+        expected = np.random.default_rng(np.random.SeedSequence(11, spawn_key=(key, 2, 9))).random(3)
+        np.testing.assert_array_equal(streams.numpy_generator(11, stream, 2, 9).random(3), expected)
