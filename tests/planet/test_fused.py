@@ -168,6 +168,7 @@ with pytest.raises(ValueError, match="not as torch.bfloat16: give `carry`"):
 """
 
 
+@pytest.mark.slow
 def test_interpreted_they_give_the_numbers_of_torch() -> None:
     run(INTERPRETED, TRITON_INTERPRET="1")
 
@@ -270,6 +271,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_they_compile_for_a_gpu_without_one(tmp_path: Path) -> None:
     run(COMPILED, TRITON_CACHE_DIR=str(tmp_path))
 

@@ -143,6 +143,7 @@ torch.testing.assert_close(found, learn(), rtol=1e-3, atol=1e-4)
 """
 
 
+@pytest.mark.slow
 def test_interpreted_they_give_the_numbers_of_torch() -> None:
     run(INTERPRETED, TRITON_INTERPRET="1")
 
@@ -198,6 +199,7 @@ for of, short in (("bf16", True), ("fp32", False)):
 """
 
 
+@pytest.mark.slow
 def test_they_compile_for_a_gpu_without_one(tmp_path: Path) -> None:
     run(COMPILED, TRITON_CACHE_DIR=str(tmp_path))
 
