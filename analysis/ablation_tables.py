@@ -117,7 +117,9 @@ def unlike(run: Run, partner: Run) -> list[str]:
 def effects(results: Results) -> tuple[list[Effect], list[tuple[str, str]]]:
     """Return the effect of every variant on every task, and (run, why) for runs that have no equal partner."""
     learned = [run for run in results.runs if run.dynamics == "latent"]
-    by_key = {(run.variant, run.task, run.seed): run for run in learned}
+    partners: dict[tuple[str, str, int], list[Run]] = {}  # several where a seed was computed in several ways
+    for run in learned:
+        partners.setdefault((run.variant, run.task, run.seed), []).append(run)
     found: list[Effect] = []
     apart: list[tuple[str, str]] = []
     for series in dict.fromkeys(run.series for run in learned if run.variant != "base"):
@@ -127,9 +129,10 @@ def effects(results: Results) -> tuple[list[Effect], list[tuple[str, str]]]:
         pairs: dict[str, list[tuple[Run, Run]]] = {}
         for run in runs:
             for task in run.tasks:
-                partner = by_key.get((against, task, run.seed))
-                if partner is None:
+                found_there = partners.get((against, task, run.seed))
+                if not found_there:
                     continue
+                partner = min(found_there, key=lambda each: len(unlike(run, each)))
                 if different := unlike(run, partner):
                     apart.append((run.name, f"not compared with {partner.name}: {', '.join(different)} differ"))
                     continue

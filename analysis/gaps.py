@@ -16,7 +16,7 @@ from analysis.runs import PROBLEMS, Problem, Results, Run, sort_tasks
 def gaps_section(results: Results) -> Section:
     """Return the section for one preset; it is there, and first, also when nothing is missing."""
     expected, planned = results.expected()
-    runs = {(run.variant, run.task, run.seed): run for run in results.runs}
+    runs = {(run.recorded, run.task, run.seed): run for run in results.runs}
     short = {problem.where for problem in results.problems if problem.kind == "short"}
     unusable = {(variant, task, seed) for _, variant, task, seed in results.unusable}
     states = {

@@ -36,7 +36,7 @@ from analysis.planner_sweep import belongs, sweep_section
 from analysis.predictions import predictions_section
 from analysis.provenance_table import provenance_section
 from analysis.questions import split
-from analysis.runs import BadInput, Mapper, Plan, Results, load, walk
+from analysis.runs import BadInput, Mapper, Plan, Results, load, variant_of, walk
 from analysis.scores import curve_section, glance, table1_section, warning_of
 
 MANY = 60
@@ -156,7 +156,8 @@ def _check_suite(suite: str, results: Results) -> None:
 
 
 def _check_variants(variants: Sequence[str], results: Results) -> None:
-    there = {run.variant for run in results.runs} | {v for plan in results.plans for v, _, _ in plan.runs}
+    recorded = {run.recorded for run in results.runs} | {v for plan in results.plans for v, _, _ in plan.runs}
+    there = recorded | {variant_of(name) for name in recorded}
     for variant in variants:
         if variant not in there:
             close = difflib.get_close_matches(variant, sorted(there), n=1)
@@ -177,17 +178,17 @@ def variants_of(suite: str, results: Results) -> set[str]:
 def _only(results: Results, variants: set[str]) -> Results:
     """Return the runs, plans and problems of some variants."""
 
-    def about(where: str) -> bool:
-        return where.split("/")[0] in variants
+    def meant(recorded: str) -> bool:
+        return recorded in variants or variant_of(recorded) in variants
 
     return Results(
         results.folders,
-        [run for run in results.runs if run.variant in variants],
-        [Plan(p.suite, p.preset, [entry for entry in p.runs if entry[0] in variants]) for p in results.plans],
+        [run for run in results.runs if meant(run.recorded)],
+        [Plan(p.suite, p.preset, [entry for entry in p.runs if meant(entry[0])]) for p in results.plans],
         # what could not be read may belong to any variant
-        [problem for problem in results.problems if about(problem.where) or problem.kind == "unusable"],
+        [problem for problem in results.problems if meant(problem.where.split("/")[0]) or problem.kind == "unusable"],
         results.now,
-        [key for key in results.unusable if key[1] in variants],
+        [key for key in results.unusable if meant(key[1])],
     )
 
 

@@ -36,6 +36,8 @@ NO_MATTER = ("env.picture", "schedule.open_loop_episodes")
 predictions/ alone."""
 LATER = {"planner.refit_clipped": True}
 """Settings that came after the first runs, with what those did: `planet.config.LATER`."""
+EXECUTION = ("runtime.precision", "runtime.threads")
+"""`--set` keys that name a run otherwise and change nothing of what it is about: how its numbers are computed."""
 TASKS = ("cartpole_swingup", "reacher_easy", "cheetah_run", "finger_spin", "cup_catch", "walker_walk")
 """The paper's six tasks in the order of its figures; tasks of other names follow them alphabetically."""
 
@@ -77,13 +79,23 @@ class Problem:
     preset: str = ""
 
 
+def variant_of(recorded: str) -> str:
+    """Return a variant without the keys that only say how it was computed: `base+runtime.precision=bfloat16` is base.
+
+    What it is compared with, in the paper and here, is base's; precisions are kept apart as series of one variant.
+    """
+    name, *changes = recorded.split("+")
+    return "+".join([name, *(change for change in changes if change.split("=")[0] not in EXECUTION)])
+
+
 @dataclass(slots=True)
 class Run:
     """One run directory, read."""
 
     path: Path
     preset: str
-    variant: str
+    recorded: str
+    """The variant as run.json, plans and folders name it, with all `--set` keys."""
     task: str
     """The run's task; a group name such as `dmc6` for the multi-task agent."""
     seed: int
@@ -103,12 +115,17 @@ class Run:
     """The variant, plus the settings that differ where a variant's runs must not be pooled."""
 
     @property
+    def variant(self) -> str:
+        """Return what the run is about: `recorded` without what only says how it was computed."""
+        return variant_of(self.recorded)
+
+    @property
     def key(self) -> tuple[str, str, str, int]:
-        return self.preset, self.variant, self.task, self.seed
+        return self.preset, self.recorded, self.task, self.seed
 
     @property
     def name(self) -> str:
-        return f"{self.variant}/{self.task}/seed_{self.seed}"
+        return f"{self.recorded}/{self.task}/seed_{self.seed}"
 
     @property
     def starts(self) -> list[dict[str, Any]]:
@@ -243,7 +260,7 @@ class Plan:
     suite: str
     preset: str
     runs: list[tuple[str, str, int]]
-    """(variant, task, seed)"""
+    """(variant as recorded, task, seed)"""
 
 
 @dataclass(slots=True)
@@ -256,7 +273,7 @@ class Results:
     problems: list[Problem] = field(default_factory=list)
     now: float = 0.0
     unusable: list[tuple[str, str, str, int]] = field(default_factory=list)
-    """(preset, variant, task, seed) of runs that could not be read, as their paths say."""
+    """(preset, variant as recorded, task, seed) of runs that could not be read, as their paths say."""
     _frames: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)
 
     @property
@@ -278,11 +295,11 @@ class Results:
         )
 
     def expected(self) -> tuple[set[tuple[str, str, int]], bool]:
-        """Return the (variant, task, seed) there should be, and whether plan files said so.
+        """Return the (variant as recorded, task, seed) there should be, and whether plan files said so.
 
         Without a plan it is the closure of what is there: every task and every seed seen of a variant.
         """
-        there = {(run.variant, run.task, run.seed) for run in self.runs}
+        there = {(run.recorded, run.task, run.seed) for run in self.runs}
         there |= {(variant, task, seed) for _, variant, task, seed in self.unusable}
         if self.plans:
             return there | {entry for plan in self.plans for entry in plan.runs}, True
@@ -296,8 +313,9 @@ class Results:
     def seeds_expected(self, variant: str, task: str) -> int:
         """Return how many seeds of a variant there should be on a task; rows of a multi-task run count for it."""
         expected, _ = self.expected()
-        own = {seed for v, t, seed in expected if v == variant and t == task}
-        grouped = {seed for v, t, seed in expected if v == variant and t not in TASKS and task in TASKS and t != task}
+        of_variant = [(t, seed) for recorded, t, seed in expected if variant_of(recorded) == variant]
+        own = {seed for t, seed in of_variant if t == task}
+        grouped = {seed for t, seed in of_variant if t not in TASKS and task in TASKS and t != task}
         return len(own | (grouped if not own else set()))
 
     def frame(self, kind: str = "eval") -> pd.DataFrame:
@@ -398,7 +416,7 @@ def _read_or_why(path: Path) -> Run | str:
 
 
 def _run_order(run: Run) -> tuple[object, ...]:
-    return (run.preset, run.variant != "base", run.variant, *_task_key(run.task), run.seed)
+    return (run.preset, run.variant != "base", run.recorded, *_task_key(run.task), run.seed)
 
 
 def _task_key(task: str) -> tuple[int, str]:
@@ -479,7 +497,7 @@ def read_run(path: Path) -> Run:
     return Run(
         path=path,
         preset=record["preset"],
-        variant=record["variant"],
+        recorded=record["variant"],
         task=record["task"],
         seed=record["seed"],
         record=record,
@@ -551,10 +569,14 @@ def _name_series(results: Results) -> None:
     """Give every run its series: runs of one variant with other settings, precision, picture or code are kept apart.
 
     Precision and length divide within a task only, where they would divide a curve; that tasks differ in them is said.
+    A seed that a variant has twice on a task, computed in two ways, divides it by how it is recorded.
     """
+    times = Counter((run.preset, run.variant, run.task, run.seed) for run in results.runs)
+    twice = {key[:2] for key, n in times.items() if n > 1}
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in results.runs:
-        groups.setdefault((run.preset, run.variant), []).append(run)
+        both = (run.preset, run.variant)
+        groups.setdefault((run.preset, run.recorded) if both in twice else both, []).append(run)
     for (preset, variant), runs in groups.items():
         keys = sorted(_differing(runs))
         precisions = _of_tasks(runs, lambda run: run.precision)
@@ -618,7 +640,7 @@ def _find_problems(results: Results) -> None:
         part = results.of(preset)
         expected, planned = part.expected()
         text = "planned, never started" if planned else "not there, though another task or seed of this variant is"
-        there = {(run.variant, run.task, run.seed) for run in part.runs}
+        there = {(run.recorded, run.task, run.seed) for run in part.runs}
         there |= {(variant, task, seed) for _, variant, task, seed in part.unusable}
         for variant, task, seed in sorted(expected - there):
             name = f"{variant}/{task}/seed_{seed}"

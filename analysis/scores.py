@@ -26,7 +26,7 @@ from analysis.curves import (
 )
 from analysis.figures import Figure, learning_curve_figure
 from analysis.questions import series_label, split, task_label
-from analysis.runs import TASKS, Results, Run, sort_tasks
+from analysis.runs import TASKS, Results, Run, sort_tasks, variant_of
 
 SWEPT = {"planner.elite_fraction", "planner.elites", "planner.horizon", "planner.iterations", "planner.candidates"}
 """Settings of the planner that Figure 12 varies."""
@@ -79,7 +79,7 @@ def curve_section(results: Results, figure: published.PaperFigure, *, x: str = "
     evals = results.frame("eval")
     evals = evals[evals["variant"].isin(list(figure.curves)) & (evals["dynamics"] == "latent")]
     expected, _ = results.expected()
-    tasks = {task for variant, task, _ in expected if variant in figure.own and task in TASKS} | set(
+    tasks = {task for recorded, task, _ in expected if variant_of(recorded) in figure.own and task in TASKS} | set(
         evals.loc[evals["variant"].isin(figure.own), "task"]
     )
     if not tasks or (figure.name != "fig4" and not set(evals["variant"]) & figure.own):
@@ -107,7 +107,8 @@ def curve_section(results: Results, figure: published.PaperFigure, *, x: str = "
         if variant not in figure.own:
             continue  # the paper draws the same curve in an earlier figure, and so do we
         own = curves[curves["series"] == series]
-        shown = sort_tasks({task for v, task, _ in expected if v == variant and task in TASKS} | set(own["task"]))
+        planned = {task for recorded, task, _ in expected if variant_of(recorded) == variant and task in TASKS}
+        shown = sort_tasks(planned | set(own["task"]))
         name = f"{figure.name}-{slug(series)}" if several else figure.name
         title = f"{series_label(series)} and the paper"
         if variant in published.NOT_IN_PAPER:
@@ -256,7 +257,8 @@ def glance(results: Results) -> list[tuple[str, str]]:
         above = f", {ends['above']} above" if ends["above"] else ""
         finished = final_scores(base)
         there = set(zip(finished["task"], finished["seed"], strict=True))
-        so_far = "" if {(task, seed) for variant, task, seed in expected if variant == "base"} <= there else " so far"
+        planned = {(task, seed) for recorded, task, seed in expected if variant_of(recorded) == "base"}
+        so_far = "" if planned <= there else " so far"
         told = f"; {blind} more inside, but not told from random actions" if blind else ""
         what = f"tasks where PlaNet's last median{so_far} lies inside the paper's band{above}{told}"
         facts.append((f"{ends['inside'] - blind} of {len(counts)}", what))

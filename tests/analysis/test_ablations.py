@@ -95,6 +95,25 @@ def test_pairs_made_otherwise_are_not_compared_and_that_is_said(tmp_path: Path) 
     assert section is not None and len(section.blocks) == 1
 
 
+def test_pairs_are_of_runs_computed_alike(tmp_path: Path) -> None:
+    short = {"changes": {"runtime.precision": "bfloat16"}, "resolved": {"precision": "bfloat16"}}
+    for seed in range(2):
+        run(tmp_path, "base+runtime.precision=bfloat16", seed, 650.0, **short)
+        run(tmp_path, "stochastic+runtime.precision=bfloat16", seed, 300.0, **short)
+
+    (effect,), apart = effects(load([tmp_path]))
+
+    assert effect.variant == "stochastic" and effect.against == "base" and apart == []
+    assert effect.differences == (-350.0, -350.0) and effect.expected == 2 and effect.paper is not None
+
+    for seed in range(2):  # a partner that was computed otherwise stands beside the one that was not
+        run(tmp_path, "base", seed, 900.0)
+
+    (again,), apart = effects(load([tmp_path]))
+
+    assert again.differences == (-350.0, -350.0) and apart == []
+
+
 def test_an_effect_so_far_says_where_and_of_whom(tmp_path: Path) -> None:
     for seed in range(4):
         run(tmp_path, "base", seed, 650.0)

@@ -370,6 +370,31 @@ def test_shorter_episodes_get_no_verdict_no_headline_and_are_no_random_episodes(
     assert random_episodes(results).empty
 
 
+def test_runs_in_bfloat16_are_held_against_the_paper_as_any(tmp_path: Path) -> None:
+    name = "base+runtime.precision=bfloat16"
+    for seed in range(2):
+        make_run(tmp_path, variant=name, seed=seed, train_rows=False, changes={"runtime.precision": "bfloat16"},
+                 resolved={"precision": "bfloat16"}, returns=lambda episode, seed: [600.0] * 10)  # fmt: skip
+    write_plan(
+        tmp_path, "paper", "custom", [(name, task, k) for task in ("cheetah_run", "cup_catch") for k in range(2)]
+    )
+    results = load([tmp_path])
+
+    section, (table, *_) = curve_section(results, published.FIGURES["fig4"]), table1_section(results).blocks
+
+    assert section is not None
+    tabs = section.blocks[0]
+    assert isinstance(tabs, Tabs)
+    for _, figure in tabs.tabs:
+        assert isinstance(figure, Figure) and figure.title == "PlaNet and the paper"
+        assert figure.data["verdict"].isin(["inside", "above", "below"]).all()
+        assert len(figure.panels) == 2  # cup is planned
+    assert isinstance(table, Table)
+    (row,) = [row for row in table.shown.to_dict("records") if row["source"] == "this suite"]
+    assert (row["Cheetah run"], row["Cup catch"]) == ("600 (2/2)", "– (0/2)")
+    assert any("last median so far lies" in text for _, text in glance(results))
+
+
 def test_what_is_likely_by_acting_at_random_does_not_count_as_inside(tmp_path: Path) -> None:
     """400 to 409 beside 402 to 406: p is 0.4."""
     run = make_run(tmp_path, task="cup_catch", until=125, state="stopped", train_rows=False,

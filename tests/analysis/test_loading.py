@@ -13,7 +13,7 @@ from synthetic_runs import make_run, write_plan
 
 from analysis.gaps import gaps_section
 from analysis.report import main, make_report
-from analysis.runs import LATER, BadInput, Problem, Results, load, read_jsonl, walk
+from analysis.runs import EXECUTION, LATER, BadInput, Problem, Results, load, read_jsonl, variant_of, walk
 from planet import config
 
 NOW = 2_000_000_000.0
@@ -199,6 +199,62 @@ def test_another_length_on_another_task_divides_no_curve_but_is_said(tmp_path: P
 
     assert len({run.series for run in results.runs}) == 2
     assert problems(results, "split") and not problems(results, "mixed")
+
+
+SHORT = "base+runtime.precision=bfloat16"
+
+
+def computed_short(runs: Path, seed: int, **arguments: object) -> Path:
+    own = {"changes": {"runtime.precision": "bfloat16"}, "resolved": {"precision": "bfloat16"}, "variant": SHORT}
+    return short_run(runs, seed=seed, **(own | arguments))
+
+
+def test_how_numbers_are_computed_makes_no_other_variant(tmp_path: Path) -> None:
+    computed_short(tmp_path, 0)
+    computed_short(tmp_path, 1)
+    write_plan(tmp_path, "smoke", "custom", [(SHORT, "cheetah_run", seed) for seed in range(3)])
+
+    results = load([tmp_path], now=NOW)
+
+    assert {(run.variant, run.series) for run in results.runs} == {("base", "base")}
+    assert [run.name for run in results.runs] == [f"{SHORT}/cheetah_run/seed_{seed}" for seed in range(2)]
+    assert set(results.frame("eval")["variant"]) == {"base"}
+    assert results.seeds_expected("base", "cheetah_run") == 3
+    assert [problem.where for problem in problems(results, "missing")] == [f"{SHORT}/cheetah_run/seed_2"]
+
+    short_run(tmp_path, seed=2)
+
+    assert {run.series for run in load([tmp_path], now=NOW).runs} == {"base · bfloat16", "base · float32"}
+
+
+def test_a_seed_computed_in_two_ways_is_there_twice_and_its_series_are_named_by_them(tmp_path: Path) -> None:
+    computed_short(tmp_path, 0)
+    short_run(tmp_path, seed=0)
+    computed_short(tmp_path, 1)
+
+    results = load([tmp_path], now=NOW)
+
+    assert [(run.series, run.seed) for run in results.runs] == [("base", 0), (SHORT, 0), (SHORT, 1)]
+    assert {run.variant for run in results.runs} == {"base"}
+    assert not problems(results, "duplicate") and not problems(results, "split")
+
+
+def test_the_keys_that_make_no_other_variant_are_keys() -> None:
+    assert set(EXECUTION) <= set(config.flatten(config.Config()))
+    assert variant_of(f"{SHORT}+planner.candidates=500+runtime.threads=2") == "base+planner.candidates=500"
+    assert variant_of("stochastic") == "stochastic"
+
+
+def test_a_variant_that_is_asked_for_is_there_however_it_was_computed(tmp_path: Path) -> None:
+    computed_short(tmp_path / "runs", 0)
+    (tmp_path / "runs/smoke" / SHORT / "walker_walk/seed_0").mkdir(parents=True)
+    (tmp_path / "runs/smoke" / SHORT / "walker_walk/seed_0/run.json").write_text("{")
+
+    for n, name in enumerate(("base", SHORT)):
+        index, unusable = make_report([tmp_path / "runs"], tmp_path / str(n), variants=[name])
+
+        page = index.read_text().replace("<wbr>", "")
+        assert f"{SHORT}/cheetah_run/seed_0" in page and len(unusable) == 1
 
 
 def test_what_cannot_change_a_return_does_not_divide_a_curve(tmp_path: Path) -> None:
