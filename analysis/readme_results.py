@@ -1,7 +1,8 @@
-"""results/ -> the block of README.md between its markers, and the figures in results/figures/.
+"""results/ -> the block of README.md between its markers, results/README.md, and the figures in results/figures/.
 
-`make results` (`python analysis/readme_results.py`) rewrites both from the run directories that are there; nothing in
-the block is typed by hand, and a test fails when it does not say what the runs say.
+`make results` (`python analysis/readme_results.py`) rewrites them from the run directories that are there; nothing in
+them is typed by hand, and a test fails when they do not say what the runs say. README.md has what a reader wants first,
+results/README.md every run's hours, machine, code and comparison with random actions.
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
@@ -30,14 +31,18 @@ from analysis.runs import TASKS, Results, Run, load, sort_tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+DETAILS = "results/README.md"
 FIGURES = "results/figures"
 RANDOM = "results/random_policy.csv"
+RULE = "5 % above random's 95 %"
 PAPER_SEEDS = 5
 ABLATIONS_NOTE = (
     "Thin steps: the paper's medians, in the same colours. Sizes of planner and network are the preset's, so random "
     "shooting takes the best of the preset's candidates (the paper's: of 1,000); `deterministic` trains its prior, the "
     "published flags do not (`deterministic_official`)."
 )
+OF_MACHINES = ("mean of each seed", "hours: wall", "processor", "machine")
+"""Columns of a table of scores that results/README.md alone shows."""
 UNCLIPPED = "true_simulator+planner.refit_clipped=false"
 MIN_EPISODES = 60
 """Curves shorter than this are drawn over this many episodes: the paper's first point is the mean of its first 53."""
@@ -45,21 +50,23 @@ MIN_EPISODES = 60
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What the README shows."""
+    """What the README shows, and the whole of results/README.md."""
 
     text: str
+    details: str
     figures: list[Figure]
 
 
 def main() -> int:
     block = read(ROOT)
     write(ROOT, block)
-    print(f"README.md and {', '.join(f'{FIGURES}/{figure.name}.png' for figure in block.figures) or 'no figure'}")
+    figures = ", ".join(f"{FIGURES}/{figure.name}.png" for figure in block.figures) or "no figure"
+    print(f"README.md, {DETAILS} and {figures}")
     return 0
 
 
 def read(root: Path) -> Block:
-    """Return the block that the runs below root/results make.
+    """Return what the runs below root/results make.
 
     Raises:
         BadInput: there is no run.
@@ -72,7 +79,11 @@ def read(root: Path) -> Block:
     table = root / RANDOM
     chance = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["task", "env_seed", "return"])
     texts = [text for part, figures in zip(parts, drawn, strict=True) for text in part_text(part, figures, chance)]
-    return Block("\n\n".join([*texts, how(parts)]), [figure for figures in drawn for figure in figures])
+    details = [text for part in parts for text in part_details(part, chance)]
+    return Block(
+        "\n\n".join([*texts, how()]), "\n\n".join([INTRODUCTION, *details, codes(parts)]) + "\n",
+        [figure for figures in drawn for figure in figures],
+    )  # fmt: skip
 
 
 def write(root: Path, block: Block) -> None:
@@ -83,6 +94,7 @@ def write(root: Path, block: Block) -> None:
     for figure in block.figures:
         picture(figure, folder / f"{figure.name}.png")
         (folder / f"{figure.name}.csv").write_text(csv(figure))
+    (root / DETAILS).write_text(block.details)
     readme = root / "README.md"
     readme.write_text(with_block(readme.read_text(), block.text))
 
@@ -166,27 +178,52 @@ def part_text(part: Results, figures: Sequence[Figure], chance: pd.DataFrame) ->
         else:
             texts.append(ABLATIONS_NOTE)
     if rows := score_rows(part):
-        texts.append(markdown(rows))
-        texts.append(
-            "Return: median [5 %, 95 %] of the last evaluation that any seed reached (10 fresh episodes "
-            "of each seed that did). "
-            + ("PlaNet then: the unchanged agent after as many episodes. " if "PlaNet then" in rows[0] else "")
-            + "Paper: the same of its evaluations within the 53 episodes (in brackets) that ours falls into. Hours: "
-            "wall, mean of those runs; processor, of each seed's process from its first episode on, all its starts "
-            "together."
-        )
+        texts.append(markdown(without(rows, OF_MACHINES)))
+        texts.append(score_note(rows))
     if rows := chance_rows(part, chance):
-        texts.append("Each run's last evaluation beside random actions from the same start states:")
-        texts.append(markdown(rows))
-        texts.append("p: of Mann and Whitney's one-sided rank test. The rule of the last column is the stricter one.")
+        above = sum(row[RULE] == "yes" for row in rows)
+        texts.append(
+            f"{above} of {len(rows)} runs ended above random actions from the same start states by the stricter of two "
+            f"rules ([{DETAILS}]({DETAILS}))."
+        )
     if rows := simulator_rows(part):
         texts.append("The planner alone, with the true simulator in place of a learned model (the paper's Table 1):")
         texts.append(markdown(rows))
         if "refitted unclipped" in rows[0]:
             texts.append("Refitted unclipped: `--set planner.refit_clipped=false`, which Algorithm 2 leaves open.")
         texts.append("Where it differs, and why: [results/true_simulator/](results/true_simulator/README.md).")
-    texts.append(missing(part))
+    return [*texts, missing(part)]
+
+
+def part_details(part: Results, chance: pd.DataFrame) -> list[str]:
+    """Return what results/README.md says of one preset."""
+    texts = [f"## {part.presets[0]}"]
+    if rows := score_rows(part):
+        texts.append(markdown(rows))
+        texts.append(
+            score_note(rows) + " Hours: wall, mean of those runs; processor, of each seed's process from its first "
+            "episode on, all its starts together."
+        )
+    if rows := chance_rows(part, chance):
+        texts.append("Each run's last evaluation beside random actions from the same start states:")
+        texts.append(markdown(rows))
+        texts.append("p: of Mann and Whitney's one-sided rank test. The rule of the last column is the stricter one.")
+    if notes := notes_of(part):
+        texts.append("\n".join(f"- {note}" for note in notes))
     return texts
+
+
+def score_note(rows: Sequence[dict[str, str]]) -> str:
+    return (
+        "Return: median [5 %, 95 %] of the last evaluation that any seed reached (10 fresh episodes of each seed that "
+        "did). "
+        + ("PlaNet then: the unchanged agent after as many episodes. " if "PlaNet then" in rows[0] else "")
+        + "Paper: the same of its evaluations within the 53 episodes (in brackets) that ours falls into."
+    )
+
+
+def without(rows: Sequence[dict[str, str]], columns: Sequence[str]) -> list[dict[str, str]]:
+    return [{name: text for name, text in row.items() if name not in columns} for row in rows]
 
 
 def score_rows(part: Results) -> list[dict[str, str]]:
@@ -250,7 +287,7 @@ def chance_rows(part: Results, chance: pd.DataFrame) -> list[dict[str, str]]:
                 "return": _band(last["return"]),
                 "random": _band(random),
                 "p": f"{p:.0e}",
-                "5 % above random's 95 %": "yes" if ours > theirs else "no",
+                RULE: "yes" if ours > theirs else "no",
             }
         )
     return rows
@@ -351,7 +388,7 @@ def markdown(rows: Sequence[dict[str, str]]) -> str:
 
 
 def missing(part: Results) -> str:
-    """Return in plain words what the paper has and these runs have not, and what is wrong with them."""
+    """Return in plain words what the paper has and these runs have not."""
     preset = part.presets[0]
     evals = part.frame("eval")
     said = []
@@ -375,12 +412,18 @@ def missing(part: Results) -> str:
             said.append(f"of the ablations of Figures 4 and 5 {', '.join(f'`{name}`' for name in left)}")
     elif preset == "paper":
         said.append("PlaNet itself at the paper's sizes, on any task")
-    paragraphs = [f"**Missing with the `{preset}` preset:** {'; '.join(said) or 'nothing'}."]
+    learning = [run for run in part.runs if run.dynamics == "latent"]
+    if stopped := sum(run.status.get("state") != "done" for run in learning):
+        said.append(f"the end of {stopped} of {len(learning)} runs, which were stopped before")
+    return f"**Missing with the `{preset}` preset:** {'; '.join(said) or 'nothing'}."
+
+
+def notes_of(part: Results) -> list[str]:
+    """Return what a reader must know about single runs, and what is wrong with them together."""
     notes = [note for run in part.runs if (note := _note(run))]
     told = ("unusable", "duplicate", "split", "mixed", "torn", "short")
     notes += [f"{p.where}: {p.text}" for p in part.problems if p.kind in told]
-    paragraphs += [f"- {note}" for note in dict.fromkeys(notes)]
-    return "\n".join([paragraphs[0], "", *paragraphs[1:]]).rstrip()
+    return list(dict.fromkeys(notes))
 
 
 def _note(run: Run) -> str:
@@ -409,13 +452,26 @@ def _tasks(tasks: Sequence[str], joined: str = "or") -> str:
     return ", ".join(names[:-1]) + f" {joined} {names[-1]}" if len(names) > 1 else names[0]
 
 
-def how(parts: Sequence[Results]) -> str:
-    commits = sorted({commit[:7] for part in parts for run in part.runs for commit, _ in run.commits if commit})
+def how() -> str:
     return (
-        "All of it is drawn by `make results` from the run directories in [results/](results); made with the code of "
-        f"{', '.join(f'`{commit}`' for commit in commits) or 'not recorded'}. The whole report: "
-        "`python analysis/report.py results --out report/`."
+        "All of it is drawn by `make results` from the run directories in [results/](results/README.md), which says of "
+        "each run how long it took, on what, with which code, and how it ended. The whole report: `python "
+        "analysis/report.py results --out report/`."
     )
+
+
+INTRODUCTION = """# Results
+
+*Written by `make results` from the run directories here.* Figures and main table: [README.md](../README.md).
+
+`PRESET/VARIANT/TASK/seed_K/` are runs without replay and checkpoints, copied by `collect.py`; `random_policy.csv`
+what random actions earn from their start states (`random_policy.py`); [speed/](speed/README.md) times;
+[true_simulator/](true_simulator/README.md) the planner alone."""
+
+
+def codes(parts: Sequence[Results]) -> str:
+    commits = sorted({commit[:7] for part in parts for run in part.runs for commit, _ in run.commits if commit})
+    return f"Made with the code of {', '.join(f'`{commit}`' for commit in commits) or 'not recorded'}."
 
 
 if __name__ == "__main__":

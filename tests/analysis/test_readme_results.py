@@ -13,7 +13,7 @@ import pytest
 from synthetic_runs import make_run
 
 from analysis import readme_results
-from analysis.readme_results import BEGIN, END, FIGURES, RANDOM, ROOT, csv, read, with_block
+from analysis.readme_results import BEGIN, DETAILS, END, FIGURES, RANDOM, ROOT, csv, read, with_block
 from analysis.report import make_report
 from planet.config import identity_hash
 from planet.presets import resolve
@@ -52,6 +52,7 @@ def test_the_readme_says_what_results_say() -> None:
     readme = (ROOT / "README.md").read_text()
 
     assert readme == with_block(readme, block.text), STALE
+    assert (ROOT / DETAILS).read_text() == block.details, STALE
     there = {path.name for path in (ROOT / FIGURES).iterdir()}
     assert there == {f"{figure.name}{suffix}" for figure in block.figures for suffix in (".csv", ".png")}, STALE
     for figure in block.figures:
@@ -85,12 +86,16 @@ def test_random_returns_are_those_of_the_script() -> None:
 
 
 def test_a_row_equals_a_direct_computation(root: Path) -> None:
-    text = read(root).text
+    block = read(root)
 
     last = np.array([returns(325, seed) for seed in range(3)])
-    row = next(line for line in text.splitlines() if line.startswith("| Cartpole swingup | PlaNet | 325 |"))
+    first, row = (
+        next(line for line in text.splitlines() if line.startswith("| Cartpole swingup | PlaNet | 325 |"))
+        for text in (block.text, block.details)
+    )
     low, middle, high = np.percentile(last, [5, 50, 95])
-    assert f"| 3 | **{middle:.0f}** [{low:.0f}, {high:.0f}] |" in row
+    band = f"| 3 | **{middle:.0f}** [{low:.0f}, {high:.0f}] |"
+    assert first == f"| Cartpole swingup | PlaNet | 325 {band}  | 779 [667, 848] (321–373) |" and band in row
     assert ", ".join(f"{mean:.0f}" for mean in last.mean(axis=1)) in row
     assert (
         "| 779 [667, 848] (321–373) |" in row
@@ -99,7 +104,7 @@ def test_a_row_equals_a_direct_computation(root: Path) -> None:
     # metrics stand at every tenth episode
     cpu = ", ".join(f"{(36.0 * 320 + seed) * 1.9 / 3600:.2f}" for seed in range(3))
     assert f"| {wall:.1f} | {cpu} | Test processor, 1 of " in row
-    assert "| Walker walk | **990** | 1 | 994 |" in text
+    assert "| Walker walk | **990** | 1 | 994 |" in block.text
 
 
 def test_the_planner_that_refits_unclipped_stands_beside_the_other(root: Path) -> None:
@@ -120,38 +125,43 @@ def test_an_ablation_stands_beside_the_unchanged_agent_of_its_age(root: Path) ->
     rows = {line.split("|")[2].strip(): line for line in read(root).text.splitlines() if "| Cartpole swingup |" in line}
 
     low, middle, high = np.percentile([returns(105, seed) for seed in range(3)], [5, 50, 95])
-    assert f"| 105 | 1 | **7** [7, 7] | 7 | {middle:.0f} [{low:.0f}, {high:.0f}], 3 seeds |" in rows["Random shooting"]
+    assert f"| 105 | 1 | **7** [7, 7] | {middle:.0f} [{low:.0f}, {high:.0f}], 3 seeds |" in rows["Random shooting"]
     assert "|  | 779 [667, 848] (321–373) |" in rows["PlaNet"]
     shutil.rmtree(runs / "quick/base")
-    assert "| 7 | – |" in read(root).text
+    assert "| **7** [7, 7] | – |" in read(root).text and "| 7 | – |" in read(root).details
 
 
 def test_what_is_missing_is_said(root: Path) -> None:
-    text = read(root).text
+    block = read(root)
+    text = block.text
 
+    assert "the end of 1 of 5 runs, which were stopped before." in text
     assert "PlaNet on reacher easy, finger spin, cup catch or walker walk" in text
     assert "here 1 on cheetah run, 3 on cartpole swingup" in text
     assert "ablations of Figures 4 and 5 `deterministic`, `deterministic_official`, `random_collection`" in text
-    assert "`quick/base/cheetah_run/seed_0` ended at 80 of 325 episodes (evaluation after 65: mean 70)" in text
+    assert "`quick/base/cheetah_run/seed_0` ended at 80 of 325 episodes (evaluation after 65: mean 70)" in block.details
     assert "PlaNet itself at the paper's sizes, on any task" in text
     status = root / "results/quick/stochastic/cartpole_swingup/seed_1/status.json"
     status.write_text(json.dumps({**json.loads(status.read_text()), "state": "failed", "episode": 30}))
-    assert "`quick/stochastic/cartpole_swingup/seed_1` failed at 30 of 325 episodes" in read(root).text
+    assert "`quick/stochastic/cartpole_swingup/seed_1` failed at 30 of 325 episodes" in read(root).details
 
 
 def test_seeds_that_did_not_get_as_far_are_counted(root: Path) -> None:
     make_run(root / "results", preset="quick", task="cartpole_swingup", seed=3, until=120, state="stopped",
              returns=returns)  # fmt: skip
 
-    text = read(root).text
+    block = read(root)
 
-    assert "| Cartpole swingup | PlaNet | 325 | 3 of 4 | " in text
-    assert "`quick/base/cartpole_swingup/seed_3` ended at 120 of 325 episodes (evaluation after 105: mean 410)" in text
+    assert "| Cartpole swingup | PlaNet | 325 | 3 of 4 | " in block.text
+    note = "`quick/base/cartpole_swingup/seed_3` ended at 120 of 325 episodes (evaluation after 105: mean 410)"
+    assert note in block.details
 
 
 def test_a_run_is_held_against_random_actions_from_its_own_start_states(root: Path) -> None:
-    text = read(root).text
+    block = read(root)
+    text = block.details
 
+    assert "1 of 1 runs ended above random actions from the same start states" in block.text
     # 65..74 against 0..9: Mann and Whitney's exact p is 1 of the 184,756 ways to divide twenty
     assert "| Cheetah run | PlaNet, seed 0 | 65 | 70 [65, 74] | 4 [0, 9] | 5e-06 | yes |" in text
     assert "| Cartpole swingup | PlaNet, seed 0 |" not in text  # no random episodes from its start states
@@ -170,12 +180,14 @@ def test_a_run_that_goes_or_comes_changes_block_and_data(root: Path) -> None:
 @pytest.mark.slow
 def test_writing_twice_changes_nothing_and_keeps_the_rest_of_the_readme(root: Path) -> None:
     readme_results.write(root, read(root))
-    first = {path: path.read_bytes() for path in [root / "README.md", *(root / FIGURES).iterdir()]}
+    written = [root / "README.md", root / DETAILS]
+    first = {path: path.read_bytes() for path in [*written, *(root / FIGURES).iterdir()]}
     (root / FIGURES / "gone.png").write_bytes(b"")
 
     readme_results.write(root, read(root))
 
-    assert {path: path.read_bytes() for path in [root / "README.md", *(root / FIGURES).iterdir()]} == first
+    assert {path: path.read_bytes() for path in [*written, *(root / FIGURES).iterdir()]} == first
+    assert first[root / DETAILS].decode() == read(root).details
     readme = first[root / "README.md"].decode()
     assert readme.startswith(f"before\n{BEGIN}\n![PlaNet, quick preset, and the paper.")
     assert readme.endswith(f"\n{END}\nafter\n")
@@ -199,7 +211,7 @@ def test_fewer_random_episodes_than_a_run_was_evaluated_on_are_not_held_against_
     table = root / RANDOM
     table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))
 
-    assert "| Cheetah run | PlaNet, seed 0 | 65 | 70 [65, 74] |" not in read(root).text
+    assert "| Cheetah run | PlaNet, seed 0 | 65 | 70 [65, 74] |" not in read(root).details
 
 
 def test_the_papers_numbers_do_not_stand_beside_shorter_episodes(root: Path) -> None:
@@ -207,7 +219,7 @@ def test_the_papers_numbers_do_not_stand_beside_shorter_episodes(root: Path) -> 
              changes={"env.episode_env_steps": 500})  # fmt: skip
 
     (row,) = [line for line in read(root).text.splitlines() if line.startswith("| Walker walk | PlaNet")]
-    assert " | – | " in row and "(321–373)" not in row
+    assert row.endswith(" | – |") and "(321–373)" not in row
 
 
 def test_seeds_are_missing_while_any_task_lacks_some(root: Path) -> None:
