@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup smoke quick test test-fast check fix bench results clean
+.PHONY: setup smoke quick test test-fast check fix bench gpu results clean
 
 setup: $(STAMP)
 	@bash slurm/install_system_packages.sh
@@ -49,7 +49,15 @@ fix: setup
 bench: setup
 	$(BIN)/pytest -q benchmarks/speed --benchmark-only -o addopts=
 
-# README's results block and its figures, from the run directories in results/.
+# On a machine with a GPU: all that README says of GPUs, measured on yours.
+gpu: setup
+	$(BIN)/python -m planet.profile --device cuda --precision bfloat16
+	$(BIN)/python -m planet.profile --device cuda --precision float32
+	$(BIN)/pytest -q -m gpu --durations=5
+	$(BIN)/pytest -q benchmarks/speed -m gpu --benchmark-only -o addopts=
+	$(BIN)/python -m benchmarks.speed.gpu_kernels
+
+# README's results block, results/README.md and the figures, from the run directories in results/.
 results: setup
 	$(BIN)/python analysis/readme_results.py
 
