@@ -21,7 +21,7 @@ from benchmarks import cost, dispatch, plan, suites, variants
 from benchmarks.executors import profile, queue
 from benchmarks.plan import Item, Plan, PlanError, counted
 from planet import presets, tasks
-from planet.config import NOT_IDENTITY, parse_changes
+from planet.config import parse_changes
 from planet.run_dir import RunDir
 from planet.stop_signal import EXIT_STOPPED
 
@@ -112,8 +112,8 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     chosen = tuple(arguments.ablations or suite.variants)
     where = tuple(tasks.canonical(name) for name in arguments.tasks or ()) or suite.tasks
     cells = suites.cells(where, chosen, suite.changes if not arguments.ablations else ({},))
-    same_runs = set(changes) <= set(NOT_IDENTITY)
-    own_name = not arguments.ablations and same_runs and (arguments.suite or not arguments.tasks)
+    same_agents = all(key.startswith("runtime.") for key in changes)  # however they are computed
+    own_name = not arguments.ablations and same_agents and (arguments.suite or not arguments.tasks)
     return plan.expand(
         cells,
         seeds,

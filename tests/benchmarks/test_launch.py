@@ -217,6 +217,7 @@ def test_without_a_suite_it_is_the_six_tasks_and_five_seeds(tmp_path, recording,
         (["--ablations", "stochastic"], "custom"),
         (["--suite", "dmc6", "--set", "planner.horizon=3"], "custom"),
         (["--suite", "dmc6", "--set", "runtime.device=cpu"], "dmc6"),  # the same runs
+        (["--suite", "fig8", "--set", "runtime.precision=bfloat16", "runtime.threads=2"], "fig8"),
         (["--suite", "dmc6", "--set", "runtime.device=cpu", "planner.horizon=3"], "custom"),
     ],
 )
