@@ -335,13 +335,13 @@ def _cpu_hours(runs: Iterable[Run], episode: int) -> str:
 
 
 def machine(run: Run) -> str:
-    """Return what a run was made on, in words."""
+    """Return what a run was made on, in words, and in which precision."""
     if run.resolved("device", "cpu").startswith("cuda"):
-        return run.device
+        return f"{run.device}, {run.precision}"
     threads = run.resolved("threads", run.config["runtime"].get("threads", ""))
     cores = next((start["cores"] for start in run.starts if start.get("cores")), None)
     of = f" of {cores}" if cores else ""
-    return f"{run.device}, {threads}{of} core{'s' * ((cores or int(threads or 1)) != 1)}"
+    return f"{run.device}, {threads}{of} core{'s' * ((cores or int(threads or 1)) != 1)}, {run.precision}"
 
 
 def simulator_rows(part: Results) -> list[dict[str, str]]:

@@ -15,7 +15,8 @@ from synthetic_runs import make_run
 from analysis import readme_results
 from analysis.readme_results import BEGIN, DETAILS, END, FIGURES, RANDOM, ROOT, csv, read, with_block
 from analysis.report import make_report
-from planet.config import identity_hash
+from benchmarks import variants
+from planet.config import identity_hash, parse_changes
 from planet.presets import resolve
 from planet.run_dir import RunDir
 
@@ -61,20 +62,26 @@ def test_the_readme_says_what_results_say() -> None:
     assert block.figures, "no run in results/ has learned a model"
 
 
-def test_committed_runs_have_the_presets_configuration() -> None:
-    """A preset that changes leaves its evidence behind: run it again, or file it under the changed keys' name. But for
-    the length, which changes nothing of what a run has done until then."""
-    paths = sorted((ROOT / "results").glob("*/base/*/seed_*"))
+def test_committed_runs_have_the_configuration_they_are_named_by() -> None:
+    """A preset or an ablation that changes leaves its evidence behind: run it again, or file it under the changed keys'
+    name. But for the length, which changes nothing of what a run has done until then."""
+    paths = sorted((ROOT / "results").glob("*/*/*/seed_*"))
     assert paths
     for path in paths:
-        preset, _, task, name = path.parts[-4:]
+        preset, variant, task, name = path.parts[-4:]
+        ablation, *changes = variant.split("+")
         schedule = RunDir(path).config().schedule
         length = {"schedule.train_episodes": schedule.train_episodes, "schedule.eval_points": schedule.eval_points}
-        expected = resolve(task, preset=preset, seed=int(name.removeprefix("seed_")), changes=length)
+        expected = resolve(
+            task, preset=preset, ablation=variants.load(ablation).overrides, seed=int(name.removeprefix("seed_")),
+            changes=length | parse_changes(changes),
+        )  # fmt: skip
         assert identity_hash(RunDir(path).config()) == identity_hash(expected), path
         record, status = RunDir(path).record(), RunDir(path).status()
         assert record is not None and record["config_hash"] == identity_hash(expected), path
-        assert status is not None and status["episodes_total"] == schedule.seed_episodes + schedule.train_episodes, path
+        simulated = expected.planner.dynamics == "simulator"
+        total = schedule.eval_episodes if simulated else schedule.seed_episodes + schedule.train_episodes
+        assert status is not None and status["episodes_total"] == total, path
 
 
 def test_random_returns_are_those_of_the_script() -> None:
@@ -103,7 +110,7 @@ def test_a_row_equals_a_direct_computation(root: Path) -> None:
     wall = np.mean([36.0 * 325 + seed for seed in range(3)]) / 3600
     # metrics stand at every tenth episode
     cpu = ", ".join(f"{(36.0 * 320 + seed) * 1.9 / 3600:.2f}" for seed in range(3))
-    assert f"| {wall:.1f} | {cpu} | Test processor, 1 of " in row
+    assert f"| {wall:.1f} | {cpu} | Test processor, 1 of " in row and row.endswith(", float32 |")
     assert "| Walker walk | **990** | 1 | 994 |" in block.text
 
 
