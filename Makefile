@@ -51,11 +51,12 @@ bench: setup
 
 # On a machine with a GPU: all that README says of GPUs, measured on yours.
 gpu: setup
-	$(BIN)/python -m planet.profile --device cuda --precision bfloat16
-	$(BIN)/python -m planet.profile --device cuda --precision float32
+	@$(BIN)/python -c "import torch; raise SystemExit(not torch.cuda.is_available() and 'torch sees no GPU: python -m planet.doctor')"
 	$(BIN)/pytest -q -m gpu --durations=5
 	$(BIN)/pytest -q benchmarks/speed -m gpu --benchmark-only -o addopts=
 	$(BIN)/python -m benchmarks.speed.gpu_kernels
+	$(BIN)/python -m planet.profile --device cuda --precision bfloat16
+	$(BIN)/python -m planet.profile --device cuda --precision float32
 
 # README's results block, results/README.md and the figures, from the run directories in results/.
 results: setup

@@ -51,7 +51,9 @@ class DeviceReplay(EpisodeMemory):
             ValueError: no episode yet, or one shorter than the chunk.
         """
         index = self.starts(batch_size, chunk, rng)[:, None] + np.arange(chunk)
-        frames = torch.from_numpy(index).to(self._obs.device, non_blocking=True)  # [B, T]
+        frames = torch.from_numpy(index)  # [B, T]
+        if self._obs.device.type == "cuda":  # from other memory the copy would wait for all work before it
+            frames = frames.pin_memory().to(self._obs.device, non_blocking=True)
         return DeviceBatch(self._obs[frames].movedim(-1, 2), self._action[frames], self._reward[frames])
 
 

@@ -478,11 +478,13 @@ AT_MOST = 4096
 """Candidates that a program of `refit` can hold."""
 
 
-@functools.cache
 def refits(device: torch.device, candidates: int) -> bool:
-    """Return whether `refit` is to be used for so many candidates."""
-    if candidates > AT_MOST or not may_run(device):
-        return False
+    """Return whether `refit` is to be used for so many candidates. Tried once, not within a recording."""
+    return candidates <= AT_MOST and may_run(device) and _refits(device, candidates)
+
+
+@functools.cache
+def _refits(device: torch.device, candidates: int) -> bool:
     try:
         with torch.cuda.device(device):
             _try_refit(device, candidates)

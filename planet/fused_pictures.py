@@ -15,6 +15,7 @@ Where Triton does not work, callers go on with torch's operations. Pictures have
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,11 +38,12 @@ def usable(device: torch.device) -> bool:
     if not fused.may_run(device):
         return False
     with torch.cuda.device(device):  # Triton takes the current one
-        return _works(device)
+        return _works(device, fused._precision())
 
 
 @functools.cache
-def _works(device: torch.device) -> bool:
+def _works(device: torch.device, precision: str) -> bool:
+    """precision: of float32 products, which the kernels take from torch; it makes other kernels of them."""
     try:
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
             _try(device)
@@ -51,9 +53,11 @@ def _works(device: torch.device) -> bool:
     return True
 
 
-def _try(device: torch.device) -> None:
-    """Raise an error unless the kernels agree with torch on a few pictures, gradients included."""
+def _try(device: torch.device, types: Sequence[torch.dtype] = (torch.float32, torch.bfloat16)) -> None:
+    """Raise an error unless the kernels agree with torch on a few pictures, gradients included.
 
+    types: of weights and activations; each makes other kernels.
+    """
     draw = fused._numbers(device)
 
     def numbers(*shape: int, scale: float = 1.0) -> Tensor:
@@ -66,25 +70,28 @@ def _try(device: torch.device) -> None:
             leaves = [x.clone().requires_grad_(i > 0 or function is not first) for i, x in enumerate(given)]
             y = function(*leaves)
             wanted = [x for i, x in enumerate(leaves) if i > 0 or given[0].shape[1] != 3]
-            up = _last(fused._numbers(device)(*y.shape))
-            results += [y.detach(), *torch.autograd.grad(y, wanted, up)]
+            # Not 0 in the mean, or what one pixel on ReLU's other side adds would be percents of a bias' gradient.
+            up = _last(1 + fused._numbers(device)(*y.shape)).to(y.dtype)
+            results += [x.float() for x in (y.detach(), *torch.autograd.grad(y, wanted, up))]
+        most = 0.05 if given[1].dtype is torch.float32 else 0.1
         for a, b in zip(found, expected, strict=True):  # as a whole: a few that are near 0 lie on ReLU's other side
-            if not (apart := float((a - b).norm() / b.norm())) < 0.05:
-                raise ValueError(f"{getattr(ours, '__name__', ours)} is off by {apart:.2g}")
+            if not (apart := float((a - b).norm() / b.norm())) < most:
+                raise ValueError(f"{getattr(ours, '__name__', ours)} is off by {apart:.2g} in {given[1].dtype}")
 
-    first = relu_of_first_convolution
-    compare(
-        first, lambda x, w, b: F.relu(F.conv2d(x, w, b, stride=2)),
-        numbers(2, 3, 64, 64), numbers(32, 3, 4, 4, scale=0.2), numbers(32),
-    )  # fmt: skip
-    compare(
-        relu_of_convolution, lambda x, w, b: F.relu(F.conv2d(x, w, b, stride=2)),
-        numbers(2, 32, 31, 31), numbers(64, 32, 4, 4, scale=0.05), numbers(64),
-    )  # fmt: skip
-    compare(
-        functools.partial(transposed, relu=True), lambda x, w, b: F.relu(F.conv_transpose2d(x, w, b, stride=2)),
-        numbers(2, 32, 9, 9), numbers(32, 3, 6, 6, scale=0.05), numbers(3),
-    )  # fmt: skip
+    first = relu_of_first_convolution  # of pictures that stay float32
+    for dtype in types:
+        compare(
+            first, lambda x, w, b: F.relu(F.conv2d(x.to(w.dtype), w, b, stride=2)),
+            numbers(2, 3, 64, 64), numbers(32, 3, 4, 4, scale=0.2).to(dtype), numbers(32).to(dtype),
+        )  # fmt: skip
+        compare(
+            relu_of_convolution, lambda x, w, b: F.relu(F.conv2d(x, w, b, stride=2)),
+            numbers(2, 32, 31, 31).to(dtype), numbers(64, 32, 4, 4, scale=0.05).to(dtype), numbers(64).to(dtype),
+        )  # fmt: skip
+        compare(
+            functools.partial(transposed, relu=True), lambda x, w, b: F.relu(F.conv_transpose2d(x, w, b, stride=2)),
+            numbers(2, 32, 9, 9).to(dtype), numbers(32, 3, 6, 6, scale=0.05).to(dtype), numbers(3).to(dtype),
+        )  # fmt: skip
     obs = torch.arange(2 * 64 * 64 * 3, device=device).to(torch.uint8).view(2, 64, 64, 3).movedim(-1, 1)
     scales = [x.item() for x in torch.tensor([2.0**-5, 2.0**-14 - 0.5, 2.0**-13])]
     ours = dequantise(obs, obs, shift=3, scale=scales[0], offset=scales[1], noise_scale=scales[2])

@@ -28,6 +28,7 @@ MILLISECONDS_AT_MOST = {"update": 8.0, "decision of 1": 4.0, "decision of 10": 1
 @pytest.fixture(autouse=True, params=["fused", "torch"])
 def kernels(request: pytest.FixtureRequest, benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the kernels of `planet.fused`, and without."""
+    hardware.use(torch.device("cuda:0"))  # before they are tried: in TF32, as a run takes them
     benchmark.extra_info["kernels"] = request.param
     if request.param == "torch":
         monkeypatch.setenv(fused.SWITCH, "0")  # pictures, too

@@ -326,6 +326,36 @@ def test_a_switch_keeps_torch_s_operations(tried: list[Tiles], monkeypatch: pyte
     assert not fused.refits(DEVICE, 1000) and not fused_pictures.usable(DEVICE)
 
 
+def test_the_switch_counts_after_kernels_were_found_to_work(
+    tried: list[Tiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "_try_refit", lambda device, candidates: None)
+    monkeypatch.setattr(fused_pictures, "_try", lambda device: None)
+    fused._refits.cache_clear()
+    fused_pictures._works.cache_clear()
+    assert fused.refits(DEVICE, 1000) and fused_pictures.usable(DEVICE)
+
+    monkeypatch.setenv("PLANET_TRITON", "0")
+
+    assert not fused.refits(DEVICE, 1000) and not fused_pictures.usable(DEVICE)
+    fused._refits.cache_clear()
+    fused_pictures._works.cache_clear()
+
+
+def test_kernels_for_pictures_are_tried_in_each_precision_of_float32(
+    tried: list[Tiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precisions: list[str] = []
+    monkeypatch.setattr(fused_pictures, "_try", lambda device: precisions.append(fused._precision()))
+    fused_pictures._works.cache_clear()
+    for precision in ("tf32", "ieee", "tf32"):
+        monkeypatch.setattr(fused, "_precision", lambda precision=precision: precision)
+        assert fused_pictures.usable(DEVICE)
+
+    assert precisions == ["tf32", "ieee"]
+    fused_pictures._works.cache_clear()
+
+
 def test_kernels_that_spoil_the_device_end_in_what_to_do(tried: list[Tiles], monkeypatch: pytest.MonkeyPatch) -> None:
     """After an illegal access nothing runs in that process any more, so there is nothing to go on with."""
 
@@ -342,7 +372,8 @@ def test_tiles_of_many_rows_have_no_more_warps_than_sixteens_of_rows() -> None:
     """With 64 rows and 8 warps Triton 3.6 writes beyond a program's shared memory."""
     for table in fused.TABLE.values():
         for _, choices in table:
-            assert all(t.stoch.warps <= t.stoch.rows / 16 for t in choices if t.stoch.rows >= 64), choices
+            tiles = [tile for t in choices for tile in (t.deter, t.stoch, t.rewards) if tile.rows >= 64]
+            assert all(tile.warps <= tile.rows / 16 for tile in tiles), choices
 
 
 @pytest.mark.parametrize(("rows", "second"), [(50, fused.FEW_WITH_LESS), (10_000, fused.SOME)])

@@ -37,7 +37,13 @@ with install_import_hook("planet", "beartype.beartype"):  # as in every test run
     from planet.convolutions import convolve, transposed
     import test_convolutions as shapes, test_cuda_graph as graph_tests
 
-fused_pictures._try(torch.device("cpu"))
+# The interpreter multiplies the bits of bfloat16 as integers.
+fused_pictures._try(torch.device("cpu"), types=[torch.float32])
+right = fused_pictures.relu_of_convolution
+fused_pictures.relu_of_convolution = lambda x, w, b: right(x, w, b) * 1.1
+with pytest.raises(ValueError, match="is off by 0.1 in torch.float32"):
+    fused_pictures._try(torch.device("cpu"), types=[torch.float32])
+fused_pictures.relu_of_convolution = right
 calls = []
 def count(name):
     function = getattr(fused_pictures, name)
@@ -211,10 +217,10 @@ def test_without_working_kernels_torch_s_operations_remain(monkeypatch: pytest.M
     monkeypatch.setattr(fused_pictures, "_try", broken)
     fused_pictures._works.cache_clear()
     with pytest.warns(UserWarning, match="no fused kernels for pictures on cpu, .*: no C compiler"):
-        assert not fused_pictures._works(torch.device("cpu"))
+        assert not fused_pictures._works(torch.device("cpu"), "tf32")
     with warnings.catch_warnings():  # once is enough
         warnings.simplefilter("error")
-        assert not fused_pictures._works(torch.device("cpu"))
+        assert not fused_pictures._works(torch.device("cpu"), "tf32")
     fused_pictures._works.cache_clear()
     assert not fused_pictures.usable(torch.device("cpu")) and not fused_pictures.usable(torch.device("meta"))
 

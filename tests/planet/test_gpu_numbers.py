@@ -14,7 +14,7 @@ from planet.presets import resolve
 from planet.transition import State
 from planet.world_model import Noise, WorldModel
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]  # kernels are compiled first
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]  # kernels are compiled first
 
 DEVICE = torch.device("cuda:0")
 BATCH, TIME, ACTIONS = 4, 10, 6
@@ -145,10 +145,17 @@ def test_tf32_plans_nearly_the_same() -> None:
     assert (found - expected).abs().mean() < 0.02
 
 
-@pytest.mark.usefixtures("as_in_a_run")
-@pytest.mark.parametrize("autocast", [False, True], ids=["TF32", "bfloat16"])
-def test_kernels_give_torch_s_numbers_at_the_sizes_of_a_run(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There a kernel's loops go round many times, and plans of ten environments take other tiles."""
+LIMITS = {"exact": 0.01, "TF32": 0.12, "bfloat16": 0.2}
+"""Of a parameter's gradient, as a part of its length. Rounding turns some of ReLU's inputs over: with factors cut off
+as for TF32 a CPU gives up to 0.05, with bfloat16's 0.11. Three lost frames of the 2,500 would be 0.035."""
+
+
+@pytest.mark.parametrize("products", LIMITS)
+def test_kernels_give_torch_s_gradients_at_the_sizes_of_a_run(
+    products: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There a kernel's loops go round many times."""
+    request.getfixturevalue("exact" if products == "exact" else "as_in_a_run")
     model, size = build()[1], 50
     g = torch.Generator(DEVICE).manual_seed(1)
     obs = torch.randint(256, (size, size, 64, 64, 3), generator=g, device=DEVICE, dtype=torch.uint8).movedim(-1, 2)
@@ -159,7 +166,7 @@ def test_kernels_give_torch_s_numbers_at_the_sizes_of_a_run(autocast: bool, monk
         monkeypatch.setenv(fused.SWITCH, kernels)
         assert fused_pictures.usable(DEVICE) is (kernels == "1")
         model.zero_grad(set_to_none=True)
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=autocast):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=products == "bfloat16"):
             loss, _ = model.loss_given_noise(obs, action, reward, noise)
         loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
@@ -167,8 +174,14 @@ def test_kernels_give_torch_s_numbers_at_the_sizes_of_a_run(autocast: bool, monk
     apart = {
         name: float((g - gradients[1][name]).norm() / gradients[1][name].norm()) for name, g in gradients[0].items()
     }
-    assert max(apart.values()) < (0.1 if autocast else 0.03), apart
+    assert max(apart.values()) < LIMITS[products], apart
 
+
+@pytest.mark.usefixtures("as_in_a_run")
+@pytest.mark.parametrize("autocast", [False, True], ids=["TF32", "bfloat16"])
+def test_kernels_give_torch_s_returns_at_the_sizes_of_a_run(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans of ten environments take other tiles than those of one."""
+    model, g = build()[1], torch.Generator(DEVICE).manual_seed(1)
     for envs in (1, 10):
         s, mean, std = torch.rand(3, envs, model.transition.stoch_size, generator=g, device=DEVICE)
         h = torch.rand(envs, model.transition.deter_size, generator=g, device=DEVICE) * 2 - 1
