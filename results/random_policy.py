@@ -25,10 +25,10 @@ COLUMNS = ("task", "seed", "episode", "env_seed", "return", "dm_control", "mujoc
 CONTROL_STEPS = 1000
 
 
-def start_states(runs: Path) -> list[tuple[str, int, int, int]]:
-    """Return (task, run's seed, episodes, start state's seed) of all variants' last evaluations, each state once."""
+def start_states(results: Path) -> list[tuple[str, int, int, int]]:
+    """Return (task, run's seed, episodes, start state's seed) of all runs' last evaluations, each state once."""
     found = {}
-    for path in sorted(runs.glob("*/*/seed_*/episodes.jsonl")):
+    for path in sorted(results.glob("*/*/*/seed_*/episodes.jsonl"), key=lambda path: path.parts[-5] != "quick"):
         evals = [row for row in read_jsonl(path)[0] if row["kind"] == "eval"]
         last = max((row["episode"] for row in evals), default=None)
         task, seed = path.parts[-3], int(path.parts[-2].removeprefix("seed_"))
@@ -63,7 +63,7 @@ def main() -> None:
         with TABLE.open() as file:
             known = {(row["task"], row["env_seed"]): row for row in csv.DictReader(file)}
     rows = []
-    for task, seed, episode, env_seed in start_states(HERE / "quick"):
+    for task, seed, episode, env_seed in start_states(HERE):
         row = {"task": task, "seed": seed, "episode": episode, "env_seed": env_seed}
         old = known.get((task, str(env_seed)))
         rows.append(old or row | {"return": round(random_return(task, env_seed), 6)} | versions)
