@@ -28,7 +28,7 @@ CONTROL_STEPS = 1000
 def start_states(results: Path) -> list[tuple[str, int, int, int]]:
     """Return (task, run's seed, episodes, start state's seed) of all runs' last evaluations, each state once."""
     found = {}
-    for path in sorted(results.glob("*/*/*/seed_*/episodes.jsonl"), key=lambda path: path.parts[-5] != "quick"):
+    for path in sorted(results.glob("*/*/*/seed_*/episodes.jsonl"), key=lambda path: (path.parts[-5] != "quick", path)):
         evals = [row for row in read_jsonl(path)[0] if row["kind"] == "eval"]
         last = max((row["episode"] for row in evals), default=None)
         task, seed = path.parts[-3], int(path.parts[-2].removeprefix("seed_"))
